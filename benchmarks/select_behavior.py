@@ -1,0 +1,266 @@
+"""Choose the behaviour policy of a dataset: the SAC snapshot whose return is nearest to a target.
+
+Idea. D4RL stops SAC when it is about a third as good as the expert, but publishes neither the
+weights nor the step. What is known is how its dataset scores: hopper-medium has a mean return of
+1422 and a mean episode length of 457. So we look, among the snapshots of one or more trainings
+(train_behavior.py), for the policy that gives such episodes.
+
+Recipe. Every snapshot acts for a few episodes, as the dataset will be collected: sampled actions.
+The finalists nearest to the target act for more. Among those within `--tolerance` of the target
+return, the one with the mean length nearest to `--target-length` wins; if there is none, the one
+nearest in return. Being the best of many flatters the winner's score, so it is measured once more
+with fresh seeds, and must then be within `--accept` of the target to be stored.
+
+    python benchmarks/select_behavior.py runs/sac-hopper-0 runs/sac-hopper-1 --env-id Hopper-v4 \\
+        --target 1422 --target-length 457 --out benchmarks/behavior/hopper-medium.npz
+
+A training that still runs may be read: its checkpoint is replaced in one step. The result does not
+depend on the number of workers.
+"""
+
+import hashlib
+import json
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import gymnasium as gym
+import numpy as np
+import tyro
+from collect import (SacPolicy, git_commit, make_envs, quiet, returns_and_lengths, rollout,
+                     run_jobs)
+from tqdm import tqdm
+
+README_HEAD = """# Behaviour policies
+
+Each `.npz` file here is the policy that a dataset of `benchmarks/collect.py` is collected with: the
+weights of a tanh-Gaussian policy (two hidden layers of 256 ReLU units; `fc0`, `fc1`, `last_fc` for
+the mean, `last_fc_log_std` for the logarithm of the deviation, clamped to [-20, 2]), float32, and
+`about`, a JSON string that says where it comes from.
+
+Such a policy is a snapshot of a SAC training (`benchmarks/train_behavior.py`), chosen by
+`benchmarks/select_behavior.py`: the snapshot whose episodes come nearest to the return, and among
+equals to the length, of D4RL's dataset of that level. The *selection* score helped to choose it and
+flatters it; the *fresh* score was measured afterwards with other seeds. Both are the mean and the
+deviation of the undiscounted return over episodes with sampled actions.
+
+To make a policy anew, run the training command of its row and then `select_behavior.py` on the
+training's folder. A training that is not interrupted is reproducible on the same machine and
+versions; elsewhere rounding differs, and another step may come nearest.
+
+| file | environment | target return | training command | seed | step | selection score | fresh \
+score | mean length | SHA-256 |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+# Seeds of the three rounds of measurement; any three different numbers do.
+QUICK, FINAL, FRESH = 1, 2, 3
+SLOTS = 10  # episodes side by side: the quick pass needs a single round
+MAX_SEED = 100_000  # seeds that `training_seed` tries: a fraction of a second per 10,000
+
+
+@dataclass
+class Args:
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """folders of trainings, each with a checkpoint.pt"""
+    target: float
+    """wanted mean return (undiscounted)"""
+    out: Path
+    """weight file to write (.npz); the README.md beside it gets a row"""
+    target_length: float | None = None
+    """wanted mean episode length, in transitions; decides between equals in return"""
+    env_id: str = "Hopper-v4"
+    """environment the policies were trained on"""
+    quick_episodes: int = 10
+    """episodes for each snapshot in the first round"""
+    episodes: int = 100
+    """episodes for each finalist, and for the winner's fresh score"""
+    finalists: int = 15
+    """snapshots that go into the second round"""
+    tolerance: float = 0.05
+    """relative distance from the target return below which the length decides"""
+    accept: float = 0.15
+    """relative distance of the fresh score from the target above which nothing is stored"""
+    train_command: str | None = None
+    """command that trained the winner (default: as found from the checkpoint)"""
+    workers: int | None = None
+    """processes that simulate (default: one per core)"""
+
+
+@dataclass
+class Score:
+    """Mean and deviation of the return, and mean length, over some episodes."""
+
+    mean: float
+    std: float
+    length: float
+    episodes: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:8.1f} +- {self.std:6.1f}   length {self.length:6.1f}"
+
+
+def measure(env_id: str, policy: SacPolicy, seed: list[int], episodes: int) -> Score:
+    """Score of a policy over the first episodes of a seeded sequence, with sampled actions."""
+    result = rollout(make_envs(env_id, SLOTS), policy, seed, episodes=episodes)
+    returns, lengths = returns_and_lengths(result)
+    return Score(float(returns.mean()), float(returns.std()), float(lengths.mean()), len(result))
+
+
+def measure_all(args: Args, candidates: dict[tuple, SacPolicy], round_: int,
+                episodes: int) -> dict[tuple, Score]:
+    """Scores of the policies; `round_` separates the seeds of one round from another's."""
+    # All policies of a round meet the same start states and noise: less chance in comparing them.
+    jobs = [(args.env_id, policy, [round_], episodes) for policy in candidates.values()]
+    scores, keys = {}, list(candidates)
+    for number, score in tqdm(run_jobs(measure, jobs, args.workers), total=len(jobs),
+                              unit=" snapshots", disable=None):
+        scores[keys[number]] = score
+    return {key: scores[key] for key in keys}  # the order must not depend on who was first
+
+
+def load_snapshots(folder: Path) -> dict:
+    """A training's checkpoint. Raises SystemExit if there is none, or none with snapshots."""
+    import torch  # here, so that the worker processes do without it
+
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        raise SystemExit(f"no checkpoint in {folder}. Give the --out folder of train_behavior.py; "
+                         "it writes its first checkpoint after --checkpoint-every steps.")
+    try:
+        # The file is our own learner's; it holds a NumPy generator's state besides tensors.
+        state = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:
+        raise SystemExit(f"cannot read {path}: {error}. Is it a checkpoint of train_behavior.py?")
+    if not isinstance(state, dict) or not state.get("snapshots"):
+        raise SystemExit(f"{path} holds no snapshots; train for longer.")
+    return state
+
+
+def training_seed(state: dict, obs_dim: int, act_dim: int) -> int | None:
+    """The training's seed, which the checkpoint does not name.
+
+    The learner's first action is the first draw of a generator with that seed, and the replay
+    buffer, whose rows are (obs, action, reward, terminated, next_obs), begins with it.
+    """
+    first = state["buffer"][0, obs_dim:obs_dim + act_dim].numpy()
+    for seed in range(MAX_SEED):
+        draw = np.random.default_rng(seed).uniform(-1, 1, act_dim).astype(np.float32)
+        if np.array_equal(draw, first):
+            return seed
+    return None
+
+
+def choose(scores: dict[tuple, Score], target: float, target_length: float | None,
+           tolerance: float) -> tuple:
+    """Key of the best: nearest length among those near in return, else nearest return."""
+    off = {key: abs(score.mean - target) for key, score in scores.items()}
+    equals = [key for key in scores if off[key] <= tolerance * abs(target)]
+    if target_length is not None and equals:
+        return min(equals, key=lambda key: abs(scores[key].length - target_length))
+    return min(off, key=off.get)
+
+
+def replace_file(path: Path, write) -> None:
+    """Let `write(file)` fill a binary file beside `path`, and put it in place in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise SystemExit(f"cannot write {path}: {error}")
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_readme_row(readme: Path, name: str, row: str) -> None:
+    """Put the row of the file `name` into the table at the end of the README, or renew it."""
+    text = readme.read_text() if readme.exists() else README_HEAD
+    lines = [line for line in text.splitlines() if not line.startswith(f"| `{name}` |")]
+    replace_file(readme, lambda file: file.write("\n".join([*lines, row, ""]).encode()))
+
+
+def select(args: Args) -> None:
+    """The command. Raises SystemExit, with nothing written, if no snapshot is good enough."""
+    if args.out.suffix != ".npz":
+        raise SystemExit(f"--out {args.out}: must end in .npz")
+    if not args.runs:
+        raise SystemExit("give at least one folder of a training")
+    for option in ("quick_episodes", "episodes", "finalists", "workers"):
+        if (value := getattr(args, option)) is not None and value < 1:
+            raise SystemExit(f"--{option.replace('_', '-')} {value}: must be at least 1")
+    if args.target == 0:
+        raise SystemExit("--target 0: distances are relative to it, so it must not be zero")
+    quiet()
+    try:
+        env = make_envs(args.env_id, 1)[0]
+    except gym.error.Error as error:
+        raise SystemExit(f"--env-id {args.env_id}: {error}")
+    obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
+
+    candidates, weights, seeds = {}, {}, {}
+    for folder in dict.fromkeys(args.runs):
+        state = load_snapshots(folder)
+        seeds[folder] = training_seed(state, obs_dim, act_dim)
+        for step, tensors in state["snapshots"].items():
+            key = (folder, step)
+            weights[key] = {name: value.float().numpy() for name, value in tensors.items()}
+            candidates[key] = SacPolicy(weights[key])
+            if (candidates[key].obs_dim, candidates[key].act_dim) != (obs_dim, act_dim):
+                raise SystemExit(f"the policies in {folder} do not fit {args.env_id}; "
+                                 "was it trained on another --env-id?")
+        print(f"{folder}: {len(state['snapshots'])} snapshots, up to step {state['step']}")
+
+    quick = measure_all(args, candidates, QUICK, args.quick_episodes)
+    nearest = sorted(quick, key=lambda key: abs(quick[key].mean - args.target))[:args.finalists]
+    final = measure_all(args, {key: candidates[key] for key in nearest}, FINAL, args.episodes)
+    best = choose(final, args.target, args.target_length, args.tolerance)
+    print(f"\nfinalists, {args.episodes} episodes each (target return {args.target:g}"
+          + (f", length {args.target_length:g}" if args.target_length is not None else "") + ")")
+    for key, score in sorted(final.items(), key=lambda item: abs(item[1].mean - args.target)):
+        print(f"{'->' if key == best else '  '} {key[0]} step {key[1]:>7} {score}")
+
+    fresh = measure_all(args, {best: candidates[best]}, FRESH, args.episodes)[best]
+    off = fresh.mean / args.target - 1
+    print(f"\nchosen: {best[0]} step {best[1]}\nselection score {final[best]}\n"
+          f"fresh score     {fresh}   {100 * off:+.1f} % from the target")
+    if abs(off) > args.accept:
+        raise SystemExit(f"the fresh score is more than {100 * args.accept:g} % from the target; "
+                         "nothing was written. Train for longer, or with another seed.")
+
+    folder, step = best
+    # Snapshots do not depend on --num-steps, so training up to this step is enough.
+    command = args.train_command or shlex.join(
+        ["python", "benchmarks/train_behavior.py", "--env-id", args.env_id, "--seed",
+         str(seeds[folder]), "--num-steps", str(step), "--out", f"runs/{folder.resolve().name}"])
+    if seeds[folder] is None and args.train_command is None:
+        raise SystemExit(f"cannot tell the seed of {folder}; name its command by --train-command")
+    import torch
+
+    about = {"env_id": args.env_id, "training_command": command, "training_seed": seeds[folder],
+             "step": step, "target_return": args.target, "selection_score": vars(final[best]),
+             "fresh_score": vars(fresh), "commit": git_commit(),
+             "torch_version": str(torch.__version__), "numpy_version": np.__version__,
+             "gymnasium_version": gym.__version__}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(args.out, lambda file: np.savez(file, about=json.dumps(about), **weights[best]))
+    show = lambda score: f"{score.mean:.1f} ± {score.std:.1f} ({score.episodes} episodes)"
+    row = (f"| `{args.out.name}` | {args.env_id} | {args.target:g} | `{command}` | "
+           f"{seeds[folder]} | {step} | {show(final[best])} | {show(fresh)} | {fresh.length:.1f} | "
+           f"`{hashlib.sha256(args.out.read_bytes()).hexdigest()}` |")
+    write_readme_row(args.out.parent / "README.md", args.out.name, row)
+    print(f"\nwritten: {args.out}, {args.out.stat().st_size:,} bytes, and its row in the README.md "
+          f"beside it\n{row}")
+
+
+def main() -> None:
+    try:
+        select(tyro.cli(Args, description=__doc__))
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; nothing was written")
+
+
+if __name__ == "__main__":
+    main()
