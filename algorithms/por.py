@@ -1,0 +1,822 @@
+"""POR: Policy-guided Offline RL (Xu, Jiang, Li, Zhan; NeurIPS 2022; arXiv 2210.08323)
+
+The idea. RL from a fixed dataset must not trust values of actions that nobody tried; imitation
+never does, but can only repeat what the data did. POR splits the policy in two. The *guide* g(s)
+says which state to reach next and is pushed towards high values; the *execute-policy* pi(a|s,s')
+says which action leads from s to s' and is plain imitation. No action is ever evaluated, and yet
+g can chain states that no trajectory of the data visited in that order: state-stitching.
+
+    (3) value    min  E_(s,r,s')  L_tau(r + gamma V'(s') - V(s)),   L_tau(u) = |tau - 1(u < 0)| u^2
+    (4) guide q  max  E_(s,s')    V(g(s)) + alpha log g(s'|s)
+    (5) guide w  max  E_(s,r,s')  exp(r + gamma V'(s') - V(s)) log g(s'|s)
+    (6) execute  max  E_(s,a,s')  log pi(a|s,s')
+    (7) act      a = argmax_a pi(a|s, g(s))
+
+tau = 1/2 gives the value of the behaviour policy, tau -> 1 that of the best transitions. V' is a
+slow copy of V. `--guide weighted` is (5): imitate the better of the observed next states.
+`--guide q` is (4): climb V, but stay near the data.
+
+As the authors' code (github ryanxhr/POR @ e692bb3), and beyond the formulas:
+- V is the smaller of two heads; the exponent in (5) is multiplied by alpha and its exp cut at 100.
+- (4) maximises alpha V(g~)/mean|V(g~)| + log b(g~|s), g~ sampled from g; b is a Gaussian clone of
+  s -> s'. Their pretrain.sh cannot train b as shipped; here it is a first phase of the same run.
+- Rewards are scaled so that the returns in the data span 1000 (MuJoCo), or get -1 (AntMaze).
+Unlike the authors' code:
+- Returns for that scale come from true episodes. Theirs are cut every 1000 rows and drift, since
+  D4RL's transitions lack the rows of timeouts.
+- After a terminal step D4RL's next state is the next episode's first. V never looks at it, g and
+  pi would learn it: such rows stay out of (4)-(6) unless the file holds the true next state.
+- All `--num-seeds` train at once as batched products, each with its own weights and batches.
+- In evaluation actions are clipped to the environment's bounds, as D4RL's environments did.
+The authors report 78.6 on hopper-medium-v2 for this public code; the paper's 98.2 had another.
+
+    python algorithms/por.py --env hopper-medium-v2 --num-seeds 5      # D4RL's file, fetched once
+    python algorithms/por.py --env rebuilt/hopper/medium-v0            # by benchmarks/collect.py
+    python algorithms/por.py --env mujoco/hopper/medium-v0             # Minari
+    python algorithms/por.py --env Pendulum-v1 --dataset-file my.hdf5  # yours, in D4RL's layout
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class Args:
+    env: str = "hopper-medium-v2"  # D4RL name, Minari or rebuilt id; with a file: Gymnasium id
+    dataset_file: Path | None = None  # HDF5 in D4RL's layout, instead of the named dataset
+    seed: int = 0  # first seed
+    num_seeds: int = 1  # train seeds seed, seed + 1, ... at once
+    num_updates: int = 1_000_000  # gradient updates; schedules end here
+    batch_size: int = 256  # transitions per update and seed
+    eval_every: int = 5_000  # updates between evaluations
+    eval_episodes: int = 10  # episodes per evaluation and seed
+    final_eval_episodes: int = 100  # episodes of the last evaluation, the headline
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: fastest products that keep scores
+    execution: Literal["auto", "eager", "compile", "capture"] = "auto"  # capture: CUDA graphs
+    run_dir: Path | None = None  # logs and checkpoint; an unfinished run in it goes on
+    checkpoint_every: int = 10_000  # updates between checkpoints
+    eval_only: bool = False  # evaluate the checkpoint in --run-dir and stop
+    # POR's own; None takes the dataset's row of SETTINGS
+    guide: Literal["weighted", "q"] | None = None  # objective of the guide: Eq. 5 or Eq. 4
+    tau: float | None = None  # expectile of V
+    alpha: float | None = None  # pull of the value on the guide
+    policy_lr: float | None = None  # Adam's rate for guide and execute-policy, cosine to 0
+    layer_norm: bool | None = None  # LayerNorm in V
+    behavior_updates: int | None = None  # updates of b for guide q; None: as --num-updates
+    value_lr: float = 1e-4  # Adam's rate for V and b, constant
+    discount: float = 0.99  # gamma
+    polyak: float = 0.005  # step of V' towards V
+    hidden: int = 256  # width of V, guide and b
+    execute_hidden: int = 1024  # width of the execute-policy
+
+
+SETTING_NAMES = ("guide", "tau", "alpha", "policy_lr", "layer_norm")
+SETTINGS = [  # run_mujoco_por.sh, run_antmaze_por.sh; the first row that fits dataset and --guide
+    ("hopper-medium", "q", 0.7, 50.0, 1e-3, False),
+    ("hopper-medium-replay", "q", 0.7, 50.0, 1e-3, False),
+    ("hopper-medium-expert", "q", 0.7, 5.0, 1e-3, True),
+    ("halfcheetah-medium*", "weighted", 0.5, 3.0, 1e-3, True),
+    ("walker2d-medium*", "weighted", 0.5, 3.0, 1e-3, True),
+    ("antmaze-umaze*", "weighted", 0.9, 10.0, 1e-3, False),
+    ("antmaze-*", "weighted", 0.9, 10.0, 1e-4, False),
+    ("*", "weighted", 0.5, 3.0, 1e-3, True),
+    ("*", "q", 0.7, 50.0, 1e-3, False),
+]
+
+
+def prepare(data: dict, task: dict) -> dict:
+    """Transform the rewards (main_por.py) and keep the rows that say where they led."""
+    returns = episode_returns(data)
+    if "antmaze" in task["name"]:
+        data["rewards"] = data["rewards"] - 1
+    elif returns.max() > returns.min():
+        data["rewards"] = data["rewards"] * (task["horizon"] / (returns.max() - returns.min()))
+    return known_transitions(data)
+
+
+class MLP(nn.Module):
+    """`heads` ReLU networks for each of N seeds in one: (N, B, in) -> (N, heads, B, out).
+
+    Initialised as PyTorch's Linear, each seed from its own generator; LayerNorm before the ReLU.
+    """
+
+    def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
+        super().__init__()
+        self.heads, self.layer_norm = heads, layer_norm
+        shapes, count = list(zip(dims, dims[1:])), heads * len(generators)
+        draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
+        self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
+        self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
+        widths = dims[1:-1] if layer_norm else []
+        self.gains = nn.ParameterList([torch.ones(count, 1, width) for width in widths])
+        self.shifts = nn.ParameterList([torch.zeros(count, 1, width) for width in widths])
+
+    def forward(self, x):
+        x = x.repeat_interleave(self.heads, 0)
+        for i, (bias, weight) in enumerate(zip(self.biases, self.weights)):
+            x = torch.baddbmm(bias, x, weight)
+            if i + 1 < len(self.weights):
+                if self.layer_norm:
+                    x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
+                x = F.relu(x)
+        return x.unflatten(0, (-1, self.heads))
+
+
+class GaussianPolicy(nn.Module):
+    """Diagonal Gaussian p(y|x): unsquashed mean, one learned deviation per dimension and seed."""
+
+    def __init__(self, generators, dims: list[int]):
+        super().__init__()
+        self.net = MLP(generators, dims)
+        self.log_std = nn.Parameter(torch.zeros(len(generators), 1, dims[-1]))
+
+    def forward(self, x):
+        """Mean (N, B, out) and deviation (N, 1, out), clamped as in the authors' policy.py."""
+        return self.net(x).squeeze(1), self.log_std.clamp(-5, 2).exp()
+
+    def log_prob(self, x, y):
+        """log p(y|x), summed over dimensions: (N, B)."""
+        mean, std = self(x)
+        return -(0.5 * ((y - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+class POR(nn.Module):
+    """Networks, optimisers and updates of N seeds; everything in a batch is (N, B, ...)."""
+
+    def __init__(self, args: Args, obs_dim: int, act_dim: int, generators, device):
+        super().__init__()
+        self.args, self.noise_dim = args, obs_dim if args.guide == "q" else 0
+        dims, wide = [obs_dim, args.hidden, args.hidden], [args.execute_hidden] * 2
+        self.value = MLP(generators, [*dims, 1], heads=2, layer_norm=args.layer_norm)
+        self.guide = GaussianPolicy(generators, [*dims, obs_dim])
+        self.execute = GaussianPolicy(generators, [2 * obs_dim, *wide, act_dim])
+        self.value_target = copy.deepcopy(self.value).requires_grad_(False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+        self.behavior = GaussianPolicy(generators, [*dims, obs_dim]) if self.noise_dim else None
+        self.to(device)
+        policies = [*self.guide.parameters(), *self.execute.parameters()]
+        self.optimizers = {"value": adam(self.value.parameters(), args.value_lr),
+                           "policies": adam(policies, args.policy_lr)}
+        self.phases = [("train", args.num_updates, self.update)]
+        if self.behavior:
+            self.optimizers["behavior"] = adam(self.behavior.parameters(), args.value_lr)
+            updates = args.behavior_updates or args.num_updates
+            self.phases.insert(0, ("behavior", updates, self.update_behavior))
+
+    def act(self, obs):
+        """Eq. 7: the likeliest action towards the guide's goal, (N, E, obs) -> (N, E, act)."""
+        goal, _ = self.guide(obs)
+        return self.execute(torch.cat([obs, goal], -1))[0]
+
+    def update_behavior(self, batch: dict) -> dict:
+        """Clone s -> s' with b, which anchors Eq. 4."""
+        log_b = self.behavior.log_prob(batch["observations"], batch["next_observations"])
+        loss = -masked_mean(log_b, batch["known"])
+        minimize(self.optimizers["behavior"], loss)
+        return {"loss/behavior": loss}
+
+    def update(self, batch: dict) -> dict:
+        """One update of V, V', g and pi; returns statistics of shape (N,)."""
+        args, s, s2 = self.args, batch["observations"], batch["next_observations"]
+
+        # Eq. 3: both heads regress to one target, the smaller V' of the next state
+        with torch.no_grad():
+            next_v = self.value_target(s2).squeeze(-1).amin(1)
+            target = batch["rewards"] + args.discount * (1 - batch["terminals"]) * next_v
+        v = self.value(s).squeeze(-1)
+        residual = target.unsqueeze(1) - v
+        value_loss = ((args.tau - (residual < 0).float()).abs() * residual**2).mean((1, 2))
+        minimize(self.optimizers["value"], value_loss)
+        move_target(self.value_target, self.value, args.polyak)
+
+        if args.guide == "weighted":  # Eq. 5; the advantage is taken after V has moved
+            with torch.no_grad():
+                advantage = target - self.value(s).squeeze(-1).amin(1)
+                weight = (args.alpha * advantage).exp().clamp(max=100)
+            guide_loss = -masked_mean(weight * self.guide.log_prob(s, s2), batch["known"])
+        else:  # Eq. 4 as in the authors' por.py
+            mean, std = self.guide(s)
+            goal = mean + std * batch["noise"]
+            goal_v = self.value(goal).squeeze(-1).amin(1)
+            weight = args.alpha / goal_v.detach().abs().mean(1, keepdim=True)
+            guide_loss = -(weight * goal_v + self.behavior.log_prob(s, goal)).mean(1)
+
+        # Eq. 6; guide and execute-policy share no weight, so one Adam serves both
+        log_pi = self.execute.log_prob(torch.cat([s, s2], -1), batch["actions"])
+        execute_loss = -masked_mean(log_pi, batch["known"])
+        cosine(self.optimizers["policies"], args.policy_lr, self.step, args.num_updates)
+        minimize(self.optimizers["policies"], guide_loss + execute_loss)
+        self.step += 1
+        return {"loss/value": value_loss, "loss/guide": guide_loss, "loss/execute": execute_loss,
+                "value": v.mean((1, 2)), "weight": weight.mean(1)}
+
+
+ALGORITHM = POR
+
+
+# ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
+
+import copy, dataclasses, difflib, errno, fnmatch, hashlib, io, json, os, platform, re  # noqa: E401
+import shlex, signal, subprocess, sys, time, urllib.request, warnings  # noqa: E401
+
+import gymnasium as gym
+import h5py
+import minari
+import mujoco
+import numpy as np
+import tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+# D4RL's Gym-MuJoCo v2 files: bytes and SHA-256 (from the d4rl builders of TensorFlow Datasets)
+D4RL_FILES = """
+halfcheetah-random 237338037 25407aef85b5d16c0f36b4149341edb4acc6a9e88c1db529b2de19e7464874ba
+halfcheetah-medium 237727262 41324e8487a9556d8cfa4538827f8937f4d63dae3030825ebc9f3a726ed08ca0
+halfcheetah-medium-replay 59448533 48d494a4770c11f48260736dec090b78bdca8375647ed4d24bfa5b6610c7f683
+halfcheetah-medium-expert 474567252 015db75dae5bbe8e94029b71fa0bafc2073365df0c94744e71031189f3f79c06
+halfcheetah-expert 237464597 d9fe53bb994eb1e20a99b4fa3412cd76a1bb7966a7ff55e0fcbdd6081bd2965f
+halfcheetah-full-replay 291381762 27fdf7ea86e5a2cbd24d611ae9e703c86ec2e8e52823abc69dd9af6afb3a36c0
+hopper-random 152525345 63103ef7059db4c0819bd054f4e83ff339030b50bcdb46bdbe50385f234b5054
+hopper-medium 152756557 5bdf1bc4a713c82941de44633df669b36c89850b652a25985166796d25cf71a0
+hopper-medium-replay 75854457 e121c5f7c9857a307baa9edc6a2c3b48e85fedb9ac316ecddd0f48ca7ef4e39b
+hopper-medium-expert 304537315 9d51ad87f8c905be3880d84c6140bcdb7fbf39a19e046a237f238ba34fec9e26
+hopper-expert 152427435 01aa219a5f8eea5e639eccdc636ec2bf40e317159a95cf4bf6e985f16909941b
+hopper-full-replay 187998921 56baf95963c51c1e964049a974566c50ba80f289390565523e60c0ba83e0982e
+walker2d-random 216109364 4e863bb6090cf4a461548bd470564b32f1ae5b32ef3085f816b2ede7f092e7fa
+walker2d-medium 232254996 cf00f43add04c17fdfc2958dd581dea0851b2e5bedbe6fda073758a8f841aeda
+walker2d-medium-replay 86323963 e75de96a4f77acf7d4e0d6fdf0d7ccb177c26c44bb4388e4fd99f543ccfa18db
+walker2d-medium-expert 462197079 6b8d7f868c45bbaedf460be797fb7271b46dee6ebe45fe7a64319f2005b59a04
+walker2d-expert 230567195 2985dc3d436a8baa10e8f43f946fe1d7c6337a4e4fbc65def70618093b18c59a
+walker2d-full-replay 285115514 f2720f9d27b2acef6ec9a7d9ad3b80b6c2078ad4467cee668a81e3b3c80bcf2a
+"""
+D4RL_FILES = {k + "-v2": (int(n), sha) for k, n, sha in map(str.split, D4RL_FILES.split("\n")[1:-1])}
+D4RL_SERVERS = ["http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/",
+                "https://huggingface.co/datasets/imone/D4RL/resolve/main/"]  # a mirror of the first
+# Environment, returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py). Gymnasium's v4
+# keeps the rewards and dynamics of D4RL's v2; v5 changed both.
+D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
+             "hopper": ("Hopper-v4", -20.272305, 3234.3),
+             "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
+MINARI_IDS = [f"{group}{kind}-{version}" for version, groups, kinds in (
+    ("v0", "ant halfcheetah hopper humanoid humanoidstandup inverteddoublependulum pusher reacher "
+     "invertedpendulum swimmer walker2d", "simple medium expert"),
+    ("v1", "antmaze", "umaze umaze-diverse medium-play medium-diverse large-play large-diverse"),
+    ("v2", "pointmaze", "open umaze medium large open-dense umaze-dense medium-dense large-dense"),
+    ("v2", "door hammer pen relocate", "human cloned expert"),
+    ("v2", "kitchen", "complete mixed partial"),
+) for name in groups.split() for kind in kinds.split()
+    for group in [f"{'mujoco' if version == 'v0' else 'D4RL'}/{name}/"]]
+LOG_EVERY = 1_000  # updates per point of a TensorBoard curve
+UPDATES_PER_GRAPH = 20  # enough to hide a CUDA graph's launch, few enough to record in seconds
+
+
+def dataset_family(name: str) -> str:
+    """'rebuilt/hopper/medium-100k-v0', 'mujoco/hopper/medium-v0' -> 'hopper-medium'."""
+    return re.sub(r"(-\d+[km]?)?-v\d+$", "", "-".join(name.lower().split("/")[-2:]))
+
+
+def fill_settings(args: Args) -> Args:
+    """Each None of `args` from the first row of SETTINGS that fits; says which row that was."""
+    name = dataset_family(args.env)
+    for pattern, *values in SETTINGS:
+        row = dict(zip(SETTING_NAMES, values))
+        fits = all(getattr(args, k) in (None, v) for k, v in row.items() if isinstance(v, str))
+        if fits and fnmatch.fnmatch(name, pattern):
+            break
+    origin = "no row for it, so the default:" if pattern == "*" else f"row {pattern}:"
+    print(f"settings of {name}: {origin}", ", ".join(f"{k} {v}" for k, v in row.items()))
+    return dataclasses.replace(args, **{k: v for k, v in row.items() if getattr(args, k) is None})
+
+
+def nearest(name: str, names) -> str:
+    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def sha256_of(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def download(name: str, path: Path) -> None:
+    """Fetch a D4RL file, verify it, move it to `path`; if that fails, say what to do instead."""
+    (size, sha256), problems, part = D4RL_FILES[name], [], path.with_suffix(f".{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for url in [server + path.name for server in D4RL_SERVERS]:
+        try:
+            with (urllib.request.urlopen(url, timeout=30) as source, open(part, "wb") as target,
+                  tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar):
+                while chunk := source.read(1 << 20):
+                    bar.update(target.write(chunk))
+            if sha256_of(part) == sha256:
+                return os.replace(part, path)
+            problems.append(f"{url}: {part.stat().st_size} of {size} bytes, or other SHA-256")
+        except Exception as error:  # whatever urllib raises; a full disk is main()'s to report
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                raise
+            problems.append(f"{url}: {error}")
+        finally:
+            part.unlink(missing_ok=True)
+    kind = dataset_family(name)
+    raise SystemExit("\n  ".join([f"{name}: no file {path}, and the download failed:", *problems])
+                     + f"\nPut it there, or rebuild its like: python benchmarks/collect.py {kind}, "
+                     f"then --env rebuilt/{kind.replace('-', '/', 1)}-v0")
+
+
+def read_hdf5(path: Path) -> dict:
+    """The rows (see load_dataset) of a file in D4RL's flat layout.
+
+    Inside an episode the next state is the next row's observation. Where one ends, that row is
+    another episode's; the file's own next_observations serve if they agree everywhere else.
+    """
+    keys = ("observations", "actions", "rewards", "terminals", "timeouts")
+    try:
+        with h5py.File(path, "r") as file:
+            if missing := [k for k in keys if k not in file]:
+                raise SystemExit(f"{path}: {', '.join(missing)} missing; D4RL's layout has {keys}")
+            raw = {k: np.asarray(file[k], np.float32) for k in [*keys, "next_observations"] if k in file}
+    except (OSError, ValueError, TypeError) as error:
+        raise SystemExit(f"{path}: no readable HDF5 file ({error}). Delete it and get it again")
+    obs, shapes = raw["observations"], {k: v.shape for k, v in raw.items()}
+    if any(len(s) != 1 + k.endswith("ions") or s[0] != len(obs) for k, s in shapes.items()):
+        raise SystemExit(f"{path}: observations and actions must be (n, d), the rest (n,): {shapes}")
+    ends = (raw["terminals"] > 0) | (raw["timeouts"] > 0)
+    known, following, stored = ~ends, np.roll(obs, -1, 0), raw.get("next_observations", obs * np.nan)
+    known[-1:] = False
+    if stored.shape == obs.shape and np.allclose(stored[known], following[known], atol=1e-5):
+        following, known = stored, np.isfinite(stored).all(1)
+    rows = {k: raw[k] for k in keys[:4]}
+    return {**rows, "next_observations": following, "known": known, "ends": ends}
+
+
+def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
+    """The rows of a Minari dataset, downloaded if need be; each next state is known there."""
+    folder, parts = minari.storage.get_dataset_path(name), []
+    try:
+        if not (folder / "data").exists():
+            minari.download_dataset(name)
+        dataset = minari.load_dataset(name)
+        for e in dataset.iterate_episodes():
+            obs = e.observations
+            if isinstance(obs, dict):  # in the order of gymnasium's FlattenObservation
+                obs = np.concatenate([obs[k] for k in dataset.observation_space], -1)
+            last = np.arange(len(e.rewards)) == len(e.rewards) - 1
+            parts.append((obs[:-1], e.actions, e.rewards, e.terminations, obs[1:], last | True, last))
+        keys = "observations actions rewards terminals next_observations known ends".split()
+        return {k: np.concatenate(column) for k, column in zip(keys, zip(*parts))}, dataset
+    except Exception as error:  # whatever Minari, HDF5 or the network raise
+        raise SystemExit(f"Minari dataset {name} cannot be read ({type(error).__name__}: {error}). "
+                         f"Delete {folder} if it exists, then run: minari download {name}")
+
+
+def load_dataset(args: Args) -> tuple[dict, dict]:
+    """All rows of the dataset, float32 arrays of equal length, and the task: what they stand for.
+
+    observations (n, obs), actions (n, act), rewards, terminals (n,), next_observations (n, obs),
+    known (n,): is the next observation true?, ends (n,): does an episode end or is it cut here?
+    """
+    name, spec, ref = args.env, None, (None, None)
+    local = minari.list_local_datasets()
+    if name in D4RL_FILES:
+        env_id, *ref = D4RL_ENVS[name.split("-")[0]]
+        spec = gym.spec(env_id)
+    if args.dataset_file:
+        source, spec = f"file {args.dataset_file}", spec or gym.registry.get(name)
+        if spec is None:
+            raise SystemExit(f"--env {name} is no registered Gymnasium id and no D4RL name"
+                             + nearest(name, [*gym.registry, *D4RL_FILES]))
+        data = read_hdf5(args.dataset_file)
+    elif name in D4RL_FILES:
+        folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
+        source, path = "D4RL file", folder / f"{name[:-3].replace('-', '_')}-v2.hdf5"
+        if not path.exists():
+            download(name, path)
+        if sha256_of(path) != D4RL_FILES[name][1]:
+            raise SystemExit(f"{path}, {path.stat().st_size} bytes, is not D4RL's file: its SHA-256 is "
+                             "another. Delete it to fetch it, or name your own file: --dataset-file")
+        data = read_hdf5(path)
+    elif name in local or name in MINARI_IDS:
+        data, dataset = read_minari(name)
+        source = "rebuilt" if name.startswith("rebuilt/") else "Minari"
+        ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
+        spec = dataset._eval_env_spec or dataset.env_spec
+    else:
+        build = f"; build it: python benchmarks/collect.py {name}" * name.startswith("rebuilt/")
+        raise SystemExit(f"no dataset {name} here" + (build or nearest(name, [
+            *D4RL_FILES, *local, *MINARI_IDS]) or "; for your own data use --dataset-file"))
+    if spec is None or spec.max_episode_steps is None:
+        raise SystemExit(f"{name}: its environment needs a time limit (max_episode_steps), has none")
+    data = {k: v.astype(bool if k == "ends" else np.float32) for k, v in data.items()}
+    task = {"name": name, "source": source, "env_spec": spec.to_json(),
+            "horizon": spec.max_episode_steps, "ref_min": ref[0], "ref_max": ref[1]}
+    return data, task | check_data(data, task)
+
+
+def check_data(data: dict, task: dict) -> dict:
+    """Refuse data that would train nonsense; describe the rest: sizes, returns, fingerprint."""
+    for key, array in data.items():
+        if not np.isfinite(array).all():
+            raise SystemExit(f"{task['name']}: NaN or infinity in {key}, first in row "
+                             f"{np.argwhere(~np.isfinite(array))[0][0]}; repair the data")
+    if not data["ends"].any():
+        raise SystemExit(f"{task['name']}: no episode ends; terminals and timeouts are never set")
+    env = make_env(task)
+    for key, space in ("observations", env.observation_space), ("actions", env.action_space):
+        if not isinstance(space, gym.spaces.Box) or data[key].shape[1:] != space.shape:
+            raise SystemExit(f"{task['name']}: {key} of shape {data[key].shape[1:]} in the data, {space} "
+                             f"in {env.spec.id}; they must be vectors of one length")
+    returns, digest = episode_returns(data), hashlib.sha256()
+    for key in sorted(data):
+        digest.update(np.ascontiguousarray(data[key]))
+    return {"obs_dim": data["observations"].shape[1], "act_dim": data["actions"].shape[1],
+            "transitions": len(data["ends"]), "episodes": len(returns), "env_id": env.spec.id,
+            "data_return": float(returns.mean()), "data_std": float(returns.std()),
+            "data_score": float(score(task, returns.mean())), "fingerprint": digest.hexdigest()}
+
+
+def episode_returns(data: dict) -> np.ndarray:
+    """Undiscounted returns of the complete episodes, in the order of the data."""
+    ends = np.flatnonzero(data["ends"])
+    return np.add.reduceat(data["rewards"].astype(float), [0, *ends[:-1] + 1])[: len(ends)]
+
+
+def known_transitions(data: dict) -> dict:
+    """The rows whose next state is known, or does not matter as the episode ended of itself."""
+    keep = (data["known"] > 0) | (data["terminals"] > 0)
+    return {k: v[keep] for k, v in data.items()}
+
+
+def score(task: dict, returns):
+    """D4RL's normalized score, 0 random to 100 expert; the return itself where none is defined."""
+    low, high = task["ref_min"], task["ref_max"]
+    return returns if low is None else 100 * (returns - low) / (high - low)
+
+
+def make_env(task: dict) -> gym.Env:
+    spec = gym.envs.registration.EnvSpec.from_json(task["env_spec"])
+    env = gym.make(spec, disable_env_checker=True)
+    is_dict = isinstance(env.observation_space, gym.spaces.Dict)
+    return gym.wrappers.FlattenObservation(env) if is_dict else env
+
+
+def adam(parameters, lr: float) -> torch.optim.Adam:
+    """Adam with its rate in a tensor, which a schedule can change inside a CUDA graph."""
+    parameters = list(parameters)
+    rate = torch.tensor(lr, device=parameters[0].device)
+    return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=rate.is_cuda)
+
+
+def minimize(optimizer: torch.optim.Adam, loss) -> None:
+    """One step down the losses (N,); seeds share no weight, so the sum's gradient is each one's."""
+    weights = optimizer.param_groups[0]["params"]
+    for weight, gradient in zip(weights, torch.autograd.grad(loss.sum(), weights)):
+        weight.grad = gradient
+    optimizer.step()
+
+
+def cosine(optimizer: torch.optim.Adam, lr: float, step, total: int) -> None:
+    """Set the rate to lr (1 + cos(pi step / total)) / 2, as CosineAnnealingLR does."""
+    optimizer.param_groups[0]["lr"].copy_(lr / 2 * (1 + torch.cos(math.pi / total * step)))
+
+
+def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target <- (1 - rate) target + rate source."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+
+def masked_mean(x, mask):
+    """Mean of x (N, B) over the batch where mask is 1: (N,)."""
+    return (x * mask).sum(-1) / mask.sum(-1).clamp(min=1)
+
+
+def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.ndarray:
+    """Raw returns (N, episodes) of deterministic episodes; the i-th starts alike for every seed.
+
+    The environments step in turn in this process, ten per seed, with one policy call for all.
+    """
+    envs = [[make_env(task) for _ in range(min(episodes, 10))] for _ in range(num_seeds)]
+    low, high = envs[0][0].action_space.low, envs[0][0].action_space.high
+    returns = np.zeros((num_seeds, episodes))
+    for first in range(0, episodes, 10):
+        alive = np.ones((num_seeds, min(10, episodes - first)), bool)
+        obs = np.zeros((*alive.shape, task["obs_dim"]), np.float32)
+        for n, i in np.ndindex(alive.shape):
+            obs[n, i] = envs[n][i].reset(seed=first + i)[0]
+        while alive.any():
+            with torch.no_grad():
+                actions = agent.act(torch.from_numpy(obs).to(device)).cpu().numpy()
+            if not np.isfinite(actions[alive]).all():
+                raise SystemExit("training diverged: the policy's actions are NaN or infinite")
+            for n, i in zip(*alive.nonzero()):
+                obs[n, i], reward, over, cut, _ = envs[n][i].step(actions[n, i].clip(low, high))
+                returns[n, first + i] += reward
+                alive[n, i] = not (over or cut)
+    return returns
+
+
+def choose_device(args: Args) -> tuple[torch.device, str, bool]:
+    """Device and execution of this run; sets the precision of matrix products. Says its choice."""
+    try:
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(auto if args.device == "auto" else args.device)
+        x = torch.rand(256, 256, generator=torch.Generator().manual_seed(0)).to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--device {args.device} is not usable here: {str(error).splitlines()[0]}")
+    cuda = device.type == "cuda"
+    execution = ("capture" if cuda else "eager") if args.execution == "auto" else args.execution
+    if execution == "capture" and not cuda:
+        raise SystemExit("--execution capture records CUDA graphs; it needs --device cuda")
+    # On CPUs "medium" means oneDNN: fp32, and on AMD twice as fast as MKL, unless the CPU has bf16
+    # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" means TF32.
+    exact = x.double() @ x.double()
+    error = lambda: ((x @ x - exact).norm() / exact.norm()).item()
+    torch.set_float32_matmul_precision("high" if cuda else "medium")
+    rounds = error() > 1e-6
+    if args.precision == "fp32" or args.precision == "auto" and rounds and not cuda:
+        torch.set_float32_matmul_precision("highest")
+    autocast = args.precision == "bf16" and (cuda or not rounds)
+    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; matrix products "
+          f"'{torch.get_float32_matmul_precision()}', relative error {error():.0e}"
+          + ", bf16 autocast" * autocast)
+    return device, execution, autocast
+
+
+def provenance(device) -> dict:
+    """What a number needs beside it: commit, versions, machine, time."""
+    git = lambda *command: subprocess.run(["git", "-C", Path(__file__).resolve().parent, *command],
+                                          capture_output=True, text=True).stdout.strip()
+    try:
+        commit = git("rev-parse", "HEAD") + "+changes" * bool(git("status", "--porcelain", "-uno"))
+    except FileNotFoundError:
+        commit = ""
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    modules = {m.__name__: m.__version__ for m in (torch, np, gym, minari, mujoco)}
+    return {"commit": commit or "unknown", "device": f"{device} ({chip})",
+            "threads": torch.get_num_threads(), "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "versions": {"python": platform.python_version(), **modules}}
+
+
+class Run:
+    """A training run of N seeds: batches, updates, evaluations; stored and restored whole.
+
+    execution eager is plain PyTorch; compile puts the update through torch.compile; capture also
+    records UPDATES_PER_GRAPH whole updates (batch, losses, Adam, targets, schedules) in a CUDA graph.
+    """
+
+    def __init__(self, args: Args, task: dict, device, execution: str = "eager", autocast=False):
+        self.args, self.task, self.device = args, task, device
+        self.execution, self.autocast = execution, autocast
+        weights = [torch.Generator().manual_seed(args.seed + i) for i in range(args.num_seeds)]
+        self.agent = ALGORITHM(args, task["obs_dim"], task["act_dim"], weights, device)
+        self.generators = [torch.Generator(device) for _ in weights]
+        for i, generator in enumerate(self.generators):  # 2^32: not the numbers of the weights
+            generator.manual_seed(2**32 + args.seed + i)
+        self.phase, self.step, self.evaluations, self.parts = 0, 0, [], []
+        self.clock = time.time()
+        self.stream = torch.cuda.Stream(device) if execution == "capture" else None
+
+    def use(self, data: dict) -> None:
+        """Put the rows on the device as one table."""
+        self.shapes = {k: v.shape[1:] for k, v in data.items() if k != "ends"}
+        table = np.concatenate([data[k].reshape(len(data[k]), -1) for k in self.shapes], 1, dtype=np.float32)
+        self.table = torch.from_numpy(table).to(self.device)
+
+    def batch(self) -> dict:
+        """(N, B, ...) tensors, every seed's rows and noise drawn from its own generator."""
+        size, on = self.args.batch_size, {"device": self.device}
+        each = lambda draw: torch.stack([draw(g) for g in self.generators])
+        rows = self.table[each(lambda g: torch.randint(len(self.table), (size,), generator=g, **on))]
+        columns = rows.split([math.prod(shape) for shape in self.shapes.values()], -1)
+        batch = {k: c if s else c[..., 0] for (k, s), c in zip(self.shapes.items(), columns)}
+        if dim := self.agent.noise_dim:  # standard normal numbers for the algorithm's own use
+            batch["noise"] = each(lambda g: torch.randn(size, dim, generator=g, **on))
+        return batch
+
+    def begin(self, phase: int) -> None:
+        """Make the phase's update the one that advance() runs."""
+        update = self.agent.phases[phase][2]
+        self.update = update if self.execution == "eager" else torch.compile(update)
+        self.graph, self.warm, self.sums, self.count = None, 0, None, 0
+
+    def once(self) -> None:
+        # without autocast's cache, which would hold copies of weights changed since
+        with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
+            stats = self.update(self.batch())
+        values = torch.stack([v.detach().float() for v in stats.values()])
+        self.names, self.sums = [*stats], values if self.sums is None else self.sums.add_(values)
+
+    def advance(self, updates: int) -> None:
+        """Run that many updates; on CUDA they are only queued."""
+        self.step, self.count = self.step + updates, self.count + updates
+        while updates:
+            if self.graph and updates >= UPDATES_PER_GRAPH:
+                self.graph.replay()
+                updates -= UPDATES_PER_GRAPH
+                continue
+            with torch.cuda.stream(self.stream):  # None: where we are
+                self.once()
+            updates, self.warm = updates - 1, self.warm + 1
+            if self.stream and self.warm == 5:  # the warm-up that a graph needs are real updates
+                torch.cuda.synchronize(self.device)
+                graph = torch.cuda.CUDAGraph()
+                for generator in self.generators:
+                    graph.register_generator_state(generator)
+                with torch.cuda.graph(graph, stream=self.stream):
+                    for _ in range(UPDATES_PER_GRAPH):
+                        self.once()
+                self.graph = graph
+
+    def means(self) -> dict:
+        """Statistics averaged since the last call, name -> (N,). Here the device is waited for."""
+        values = (self.sums / self.count).cpu().numpy()
+        self.sums, self.count = self.sums.zero_(), 0
+        if bad := [n for n, v in zip(self.names, values) if not np.isfinite(v).all()]:
+            raise SystemExit(f"training diverged before update {self.step}: {', '.join(bad)} NaN or "
+                             "infinite. The last checkpoint is kept; try smaller learning rates")
+        return dict(zip(self.names, values))
+
+    def measure(self, episodes: int) -> np.ndarray:
+        """Evaluate all seeds, keep the result, return the scores (N,)."""
+        start, args = time.time(), self.args
+        returns = evaluate(self.agent, self.task, args.num_seeds, episodes, self.device).mean(1)
+        scores = score(self.task, returns)
+        self.evaluations.append({"update": self.step, "episodes": episodes,
+                                 "returns": returns.tolist(), "scores": scores.tolist()})
+        self.parts[-1]["evaluation_seconds"] += time.time() - start
+        return scores
+
+    def save(self, finished: bool = False) -> None:
+        """Write checkpoint.pt, all that the rest of the run depends on, and result.json."""
+        seconds = time.time() - self.clock - self.parts[-1]["evaluation_seconds"]
+        self.parts[-1] |= {"to": [self.phase, self.step], "training_seconds": seconds}
+        args = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
+        last = np.array([e["scores"] for e in self.evaluations[-10:]] or [[]])
+        result = {"script": Path(__file__).stem, "finished": finished, "args": args,
+                  "final": self.evaluations[-1] if finished else None, "task": self.task,
+                  "last_ten_scores": last.mean(0).tolist(), "phase": self.phase, "step": self.step,
+                  "evaluations": self.evaluations, "parts": self.parts}
+        buffer, optimizers = io.BytesIO(), self.agent.optimizers
+        torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
+                    "optimizers": {k: o.state_dict()["state"] for k, o in optimizers.items()},
+                    "generators": [g.get_state() for g in self.generators]}, buffer)
+        text = json.dumps(result, indent=1).encode()
+        for name, content in ("checkpoint.pt", buffer.getvalue()), ("result.json", text):
+            part = self.args.run_dir / f"{name}.tmp"
+            try:
+                part.write_bytes(content)
+                os.replace(part, self.args.run_dir / name)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def restore(self, state: dict) -> None:
+        self.agent.load_state_dict(state["agent"])
+        for name, optimizer in self.agent.optimizers.items():  # with this device's own flags
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
+        for key in ("phase", "step", "evaluations", "parts"):
+            setattr(self, key, state[key])
+        for i, generator in enumerate(self.generators):
+            if state["device"] == self.device.type:
+                generator.set_state(state["generators"][i].cpu())
+            else:  # CPU and CUDA draw differently: a fresh stream
+                generator.manual_seed(2**33 + self.args.seed + i + self.step)
+
+
+def train(run: Run) -> None:
+    """From where `run` stands to its end: updates, curves, evaluations, checkpoints."""
+    args, phases, stop = run.args, run.agent.phases, []
+    for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends the process at once
+        signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
+    seeds = range(args.seed, args.seed + args.num_seeds)
+    for run.phase in range(run.phase, len(phases)):
+        name, total, _ = phases[run.phase]
+        writers = [SummaryWriter(str(args.run_dir / "tensorboard" / f"{name}-seed{seed}"),
+                                 purge_step=run.step + 1) for seed in seeds]
+        bar = tqdm(total=total, initial=run.step, desc=name, disable=None, mininterval=1)
+        began, first, last = time.time(), run.step, run.phase == len(phases) - 1
+        run.begin(run.phase)
+
+        def log(values: dict) -> None:
+            for tag, column in values.items():
+                for writer, value in zip(writers, column):
+                    writer.add_scalar(tag, value, run.step)
+
+        def measure(episodes: int) -> None:
+            values = run.measure(episodes)
+            log({"score": values, "return": run.evaluations[-1]["returns"]})
+            rate = (run.step - first) / (time.time() - began)
+            left = f"{(total - run.step) / rate / 60:.1f} min left" if rate else ""
+            bar.write(f"update {run.step:>9,} of {total:,}: score {values.mean():6.1f} ± {values.std():.1f}"
+                      f" over {len(seeds)} seeds, {episodes} episodes each; {rate:.0f} updates/s {left}")
+
+        if last and not run.evaluations:
+            measure(args.eval_episodes)
+        while run.step < total:
+            before, every = time.time(), (LOG_EVERY, args.eval_every, args.checkpoint_every)
+            run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
+            bar.update(run.step - bar.n)
+            if run.step % LOG_EVERY == 0 or run.step == total or stop:
+                rate = (run.step - first) / (time.time() - began)
+                log({**run.means(), "updates_per_second": [rate] * len(seeds)})
+            if last and run.step % args.eval_every == 0 and run.step < total:
+                measure(args.eval_episodes)
+            if run.step % args.checkpoint_every == 0 or run.step == total or stop:
+                run.save()
+            if stop:
+                bar.close()
+                again = [*sys.argv, *["--run-dir", str(args.run_dir)] * ("--run-dir" not in sys.argv)]
+                print(f"stopped at update {run.step}; go on with:\n  {shlex.join(['python', *again])}")
+                raise SystemExit(128 + stop[0])
+        if last:
+            measure(args.final_eval_episodes)
+            run.save(finished=True)
+        bar.close()
+        for writer in writers:
+            writer.close()
+        run.step *= last
+
+
+def main() -> None:
+    args = tyro.cli(Args)
+    for key, value in vars(args).items():
+        if type(value) is int and key != "seed" and value < 1:
+            raise SystemExit(f"--{key.replace('_', '-')} is {value}; it must be at least 1")
+    warnings.filterwarnings("ignore", module="gymnasium|minari")
+    gym.logger.min_level = gym.logger.ERROR
+    mujoco.set_mju_user_warning(warnings.warn)  # instead of MUJOCO_LOG.TXT in the working folder
+    script, state = Path(__file__).stem, None
+    path = (args.run_dir or Path()) / "checkpoint.pt"
+    if args.run_dir and path.exists():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            assert state["script"] == script
+        except Exception as error:
+            raise SystemExit(f"{path} is no checkpoint of {script}.py ({error or 'another script'}); "
+                             "choose another --run-dir")
+    if args.eval_only:
+        if not state:
+            raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
+        fixed = {k: v for k, v in state["args"].items() if k not in ("device", "run_dir")}
+        args = dataclasses.replace(args, **fixed | {"final_eval_episodes": args.final_eval_episodes})
+        device, *_ = choose_device(args)
+        run = Run(args, state["task"], device)
+        run.restore(state)
+        returns = evaluate(run.agent, run.task, args.num_seeds, args.final_eval_episodes, device)
+        return report(run.task, returns.mean(1), f"update {run.step}, {returns.shape[1]} episodes")
+    args = fill_settings(args)
+    if state:
+        same = {k: str(v) for k, v in vars(args).items()}
+        other = [k for k, v in state["args"].items() if str(v) != same[k]
+                 and k not in ("device", "run_dir", "checkpoint_every")]
+        if other:
+            raise SystemExit(f"{args.run_dir} holds a run with other arguments: " + ", ".join(
+                f"--{k.replace('_', '-')} {state['args'][k]}" for k in other) + "; repeat them, or "
+                "choose another --run-dir")
+        if state["finished"]:
+            return report(state["task"], np.array(state["final"]["returns"]), "finished run")
+    device, execution, autocast = choose_device(args)
+    data, task = load_dataset(args)
+    if state and state["task"]["fingerprint"] != task["fingerprint"]:
+        raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
+    rows = prepare(data, task)
+    print(f"data: {task['name']} ({task['source']}), {task['transitions']:,} rows, {task['episodes']:,} "
+          f"episodes, return {task['data_return']:.1f} ± {task['data_std']:.1f}, behaviour policy's "
+          f"score {task['data_score']:.1f}; scored on {task['env_id']}")
+    if args.run_dir is None:
+        folder = f"{script}-{args.env.replace('/', '-')}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        args = dataclasses.replace(args, run_dir=Path("runs") / folder)
+    run = Run(args, task, device, execution, autocast)
+    run.use(rows)
+    if state:
+        run.restore(state)
+        print(f"resumed at update {run.step} of phase {run.agent.phases[run.phase][0]}")
+    args.run_dir.mkdir(parents=True, exist_ok=True)
+    run.parts.append(provenance(device) | {"from": [run.phase, run.step], "evaluation_seconds": 0.0})
+    train(run)
+    report(task, np.array(run.evaluations[-1]["returns"]), f"{args.final_eval_episodes} episodes")
+    print(f"results and curves: {args.run_dir}/result.json, tensorboard --logdir {args.run_dir}")
+
+
+def report(task: dict, returns, what: str) -> None:
+    scores = score(task, returns)
+    name = "return (no reference score)" if task["ref_min"] is None else "normalized score"
+    print(f"{task['name']}, {what}: {name} {scores.mean():.1f} ± {scores.std():.1f} over "
+          f"{len(scores)} seeds ({', '.join(f'{s:.1f}' for s in scores)}); behaviour policy "
+          f"{task['data_score']:.1f}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise SystemExit(f"the disk is full ({error}); free space and give the same command again")
