@@ -12,7 +12,7 @@ g can chain states that no trajectory of the data visited in that order: state-s
     (6) execute  max  E_(s,a,s')  log pi(a|s,s')
     (7) act      a = argmax_a pi(a|s, g(s))
 
-tau = 1/2 gives the value of the behaviour policy, tau -> 1 that of the best transitions. V' is a
+tau = 1/2 gives the value of the behaviour policy, tau -> 1 that of the best transitions; V' is a
 slow copy of V. `--guide weighted` is (5): imitate the better of the observed next states.
 `--guide q` is (4): climb V, but stay near the data.
 
@@ -220,22 +220,14 @@ class POR(nn.Module):
 
 ALGORITHM = POR
 
-
 # ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
 
-import copy, dataclasses, difflib, errno, fnmatch, hashlib, io, json, os, platform, re  # noqa: E401
-import shlex, signal, subprocess, sys, time, urllib.request, warnings  # noqa: E401
-
-import gymnasium as gym
-import h5py
-import minari
-import mujoco
-import numpy as np
-import tyro
+import copy, dataclasses, difflib, errno, fnmatch, hashlib, io, json, os, platform, re, shlex
+import signal, subprocess, sys, time, urllib.request, warnings
+import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-# D4RL's Gym-MuJoCo v2 files: bytes and SHA-256 (from the d4rl builders of TensorFlow Datasets)
 D4RL_FILES = """
 halfcheetah-random 237338037 25407aef85b5d16c0f36b4149341edb4acc6a9e88c1db529b2de19e7464874ba
 halfcheetah-medium 237727262 41324e8487a9556d8cfa4538827f8937f4d63dae3030825ebc9f3a726ed08ca0
@@ -255,32 +247,25 @@ walker2d-medium-replay 86323963 e75de96a4f77acf7d4e0d6fdf0d7ccb177c26c44bb4388e4
 walker2d-medium-expert 462197079 6b8d7f868c45bbaedf460be797fb7271b46dee6ebe45fe7a64319f2005b59a04
 walker2d-expert 230567195 2985dc3d436a8baa10e8f43f946fe1d7c6337a4e4fbc65def70618093b18c59a
 walker2d-full-replay 285115514 f2720f9d27b2acef6ec9a7d9ad3b80b6c2078ad4467cee668a81e3b3c80bcf2a
-"""
-D4RL_FILES = {k + "-v2": (int(n), sha) for k, n, sha in map(str.split, D4RL_FILES.split("\n")[1:-1])}
+"""  # Gym-MuJoCo v2: name, bytes, SHA-256 (from the d4rl builders of TensorFlow Datasets)
+D4RL_FILES = {f"{line.split()[0]}-v2": line.split()[1:] for line in D4RL_FILES.split("\n")[1:-1]}
 D4RL_SERVERS = ["http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/",
                 "https://huggingface.co/datasets/imone/D4RL/resolve/main/"]  # a mirror of the first
-# Environment, returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py). Gymnasium's v4
-# keeps the rewards and dynamics of D4RL's v2; v5 changed both.
+# Environment and the returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py).
+# Gymnasium's v4 keeps the rewards and dynamics of D4RL's v2; v5 changed both.
 D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
              "hopper": ("Hopper-v4", -20.272305, 3234.3),
              "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
-MINARI_IDS = [f"{group}{kind}-{version}" for version, groups, kinds in (
-    ("v0", "ant halfcheetah hopper humanoid humanoidstandup inverteddoublependulum pusher reacher "
-     "invertedpendulum swimmer walker2d", "simple medium expert"),
-    ("v1", "antmaze", "umaze umaze-diverse medium-play medium-diverse large-play large-diverse"),
-    ("v2", "pointmaze", "open umaze medium large open-dense umaze-dense medium-dense large-dense"),
-    ("v2", "door hammer pen relocate", "human cloned expert"),
-    ("v2", "kitchen", "complete mixed partial"),
-) for name in groups.split() for kind in kinds.split()
-    for group in [f"{'mujoco' if version == 'v0' else 'D4RL'}/{name}/"]]
+MINARI_IDS = [f"{a}/{b}-v{v}" for v, names, kinds in (  # fetched if missing; Minari has more
+    (0, ("mujoco/hopper", "mujoco/halfcheetah", "mujoco/walker2d"), ("simple", "medium", "expert")),
+    (2, ("D4RL/pen", "D4RL/door", "D4RL/hammer", "D4RL/relocate"), ("human", "cloned", "expert")),
+    (2, ("D4RL/pointmaze",), ("umaze", "medium", "large"))) for a in names for b in kinds]
 LOG_EVERY = 1_000  # updates per point of a TensorBoard curve
 UPDATES_PER_GRAPH = 20  # enough to hide a CUDA graph's launch, few enough to record in seconds
-
 
 def dataset_family(name: str) -> str:
     """'rebuilt/hopper/medium-100k-v0', 'mujoco/hopper/medium-v0' -> 'hopper-medium'."""
     return re.sub(r"(-\d+[km]?)?-v\d+$", "", "-".join(name.lower().split("/")[-2:]))
-
 
 def fill_settings(args: Args) -> Args:
     """Each None of `args` from the first row of SETTINGS that fits; says which row that was."""
@@ -290,74 +275,55 @@ def fill_settings(args: Args) -> Args:
         fits = all(getattr(args, k) in (None, v) for k, v in row.items() if isinstance(v, str))
         if fits and fnmatch.fnmatch(name, pattern):
             break
-    origin = "no row for it, so the default:" if pattern == "*" else f"row {pattern}:"
+    origin = "no row of its own, the default is" if pattern == "*" else f"row {pattern}:"
     print(f"settings of {name}: {origin}", ", ".join(f"{k} {v}" for k, v in row.items()))
     return dataclasses.replace(args, **{k: v for k, v in row.items() if getattr(args, k) is None})
 
-
-def nearest(name: str, names) -> str:
-    close = difflib.get_close_matches(name, list(names), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""
-
-
-def sha256_of(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def download(name: str, path: Path) -> None:
-    """Fetch a D4RL file, verify it, move it to `path`; if that fails, say what to do instead."""
-    (size, sha256), problems, part = D4RL_FILES[name], [], path.with_suffix(f".{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for url in [server + path.name for server in D4RL_SERVERS]:
+def d4rl_file(name: str) -> Path:
+    """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
+    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
+    path, kind = folder / f"{name[:-3].replace('-', '_')}-v2.hdf5", dataset_family(name)
+    (size, sha256), part, problems = D4RL_FILES[name], path.with_suffix(f".{os.getpid()}.tmp"), []
+    wrong = lambda p: "" if hashlib.sha256(p.read_bytes()).hexdigest() == sha256 else (
+        f"not D4RL's file: {p.stat().st_size} of {size} bytes, or another SHA-256")
+    if path.exists() and wrong(path):
+        raise SystemExit(f"{path}: {wrong(path)}. Delete it; for a file of yours: --dataset-file")
+    folder.mkdir(parents=True, exist_ok=True)
+    for url in [server + path.name for server in D4RL_SERVERS] * (not path.exists()):
         try:
             with (urllib.request.urlopen(url, timeout=30) as source, open(part, "wb") as target,
-                  tqdm(total=size, unit="B", unit_scale=True, desc=path.name) as bar):
+                  tqdm(total=int(size), unit="B", unit_scale=True, desc=path.name) as bar):
                 while chunk := source.read(1 << 20):
                     bar.update(target.write(chunk))
-            if sha256_of(part) == sha256:
-                return os.replace(part, path)
-            problems.append(f"{url}: {part.stat().st_size} of {size} bytes, or other SHA-256")
-        except Exception as error:  # whatever urllib raises; a full disk is main()'s to report
+            if not wrong(part):
+                os.replace(part, path)
+                break
+            problems.append(f"{url}: {wrong(part)}")
+        except Exception as error:  # whatever urllib raises; a full disk is reported elsewhere
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
             problems.append(f"{url}: {error}")
         finally:
             part.unlink(missing_ok=True)
-    kind = dataset_family(name)
-    raise SystemExit("\n  ".join([f"{name}: no file {path}, and the download failed:", *problems])
-                     + f"\nPut it there, or rebuild its like: python benchmarks/collect.py {kind}, "
-                     f"then --env rebuilt/{kind.replace('-', '/', 1)}-v0")
-
+    if not path.exists():
+        raise SystemExit("\n  ".join([f"{name}: no file {path}, no download:", *problems]) + "\n"
+                         f"Put it there, or rebuild its like: python benchmarks/collect.py {kind}, "
+                         f"then --env rebuilt/{kind.replace('-', '/', 1)}-v0")
+    return path
 
 def read_hdf5(path: Path) -> dict:
-    """The rows (see load_dataset) of a file in D4RL's flat layout.
-
-    Inside an episode the next state is the next row's observation. Where one ends, that row is
-    another episode's; the file's own next_observations serve if they agree everywhere else.
-    """
-    keys = ("observations", "actions", "rewards", "terminals", "timeouts")
+    """The flat arrays of a file in D4RL's layout; next_observations only where it has them."""
+    keys = ["observations", "actions", "rewards", "terminals", "timeouts"]
     try:
         with h5py.File(path, "r") as file:
             if missing := [k for k in keys if k not in file]:
                 raise SystemExit(f"{path}: {', '.join(missing)} missing; D4RL's layout has {keys}")
-            raw = {k: np.asarray(file[k], np.float32) for k in [*keys, "next_observations"] if k in file}
-    except (OSError, ValueError, TypeError) as error:
+            return {k: np.asarray(file[k]) for k in [*keys, "next_observations"] if k in file}
+    except (OSError, TypeError) as error:
         raise SystemExit(f"{path}: no readable HDF5 file ({error}). Delete it and get it again")
-    obs, shapes = raw["observations"], {k: v.shape for k, v in raw.items()}
-    if any(len(s) != 1 + k.endswith("ions") or s[0] != len(obs) for k, s in shapes.items()):
-        raise SystemExit(f"{path}: observations and actions must be (n, d), the rest (n,): {shapes}")
-    ends = (raw["terminals"] > 0) | (raw["timeouts"] > 0)
-    known, following, stored = ~ends, np.roll(obs, -1, 0), raw.get("next_observations", obs * np.nan)
-    known[-1:] = False
-    if stored.shape == obs.shape and np.allclose(stored[known], following[known], atol=1e-5):
-        following, known = stored, np.isfinite(stored).all(1)
-    rows = {k: raw[k] for k in keys[:4]}
-    return {**rows, "next_observations": following, "known": known, "ends": ends}
-
 
 def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
-    """The rows of a Minari dataset, downloaded if need be; each next state is known there."""
+    """The same of a Minari dataset, downloaded if need be; it knows every next observation."""
     folder, parts = minari.storage.get_dataset_path(name), []
     try:
         if not (folder / "data").exists():
@@ -368,110 +334,107 @@ def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
             if isinstance(obs, dict):  # in the order of gymnasium's FlattenObservation
                 obs = np.concatenate([obs[k] for k in dataset.observation_space], -1)
             last = np.arange(len(e.rewards)) == len(e.rewards) - 1
-            parts.append((obs[:-1], e.actions, e.rewards, e.terminations, obs[1:], last | True, last))
-        keys = "observations actions rewards terminals next_observations known ends".split()
+            parts.append((obs[:-1], e.actions, e.rewards, e.terminations, last, obs[1:]))
+        keys = "observations actions rewards terminals timeouts next_observations".split()
         return {k: np.concatenate(column) for k, column in zip(keys, zip(*parts))}, dataset
     except Exception as error:  # whatever Minari, HDF5 or the network raise
         raise SystemExit(f"Minari dataset {name} cannot be read ({type(error).__name__}: {error}). "
                          f"Delete {folder} if it exists, then run: minari download {name}")
 
-
 def load_dataset(args: Args) -> tuple[dict, dict]:
-    """All rows of the dataset, float32 arrays of equal length, and the task: what they stand for.
-
-    observations (n, obs), actions (n, act), rewards, terminals (n,), next_observations (n, obs),
-    known (n,): is the next observation true?, ends (n,): does an episode end or is it cut here?
-    """
-    name, spec, ref = args.env, None, (None, None)
-    local = minari.list_local_datasets()
+    """All rows of the dataset (see to_rows) and the task: their source, the scoring of policies."""
+    name, spec, ref, local = args.env, None, (None, None), minari.list_local_datasets()
+    near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *MINARI_IDS, *gym.registry])
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
     if name in D4RL_FILES:
         env_id, *ref = D4RL_ENVS[name.split("-")[0]]
         spec = gym.spec(env_id)
     if args.dataset_file:
         source, spec = f"file {args.dataset_file}", spec or gym.registry.get(name)
+        raw = read_hdf5(args.dataset_file)
         if spec is None:
-            raise SystemExit(f"--env {name} is no registered Gymnasium id and no D4RL name"
-                             + nearest(name, [*gym.registry, *D4RL_FILES]))
-        data = read_hdf5(args.dataset_file)
+            raise SystemExit(f"--env {name}: no registered Gymnasium id and no D4RL name{hint}")
     elif name in D4RL_FILES:
-        folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-        source, path = "D4RL file", folder / f"{name[:-3].replace('-', '_')}-v2.hdf5"
-        if not path.exists():
-            download(name, path)
-        if sha256_of(path) != D4RL_FILES[name][1]:
-            raise SystemExit(f"{path}, {path.stat().st_size} bytes, is not D4RL's file: its SHA-256 is "
-                             "another. Delete it to fetch it, or name your own file: --dataset-file")
-        data = read_hdf5(path)
+        source, raw = "D4RL file", read_hdf5(d4rl_file(name))
     elif name in local or name in MINARI_IDS:
-        data, dataset = read_minari(name)
+        raw, dataset = read_minari(name)
         source = "rebuilt" if name.startswith("rebuilt/") else "Minari"
         ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
         spec = dataset._eval_env_spec or dataset.env_spec
+    elif name.startswith("rebuilt/"):
+        raise SystemExit(f"no {name} here; build it: python benchmarks/collect.py {name}{hint}")
     else:
-        build = f"; build it: python benchmarks/collect.py {name}" * name.startswith("rebuilt/")
-        raise SystemExit(f"no dataset {name} here" + (build or nearest(name, [
-            *D4RL_FILES, *local, *MINARI_IDS]) or "; for your own data use --dataset-file"))
+        raise SystemExit(f"unknown dataset {name}{hint or '; own data: --dataset-file'}")
     if spec is None or spec.max_episode_steps is None:
-        raise SystemExit(f"{name}: its environment needs a time limit (max_episode_steps), has none")
-    data = {k: v.astype(bool if k == "ends" else np.float32) for k, v in data.items()}
-    task = {"name": name, "source": source, "env_spec": spec.to_json(),
-            "horizon": spec.max_episode_steps, "ref_min": ref[0], "ref_max": ref[1]}
-    return data, task | check_data(data, task)
+        raise SystemExit(f"{name}: its environment needs a time limit (max_episode_steps)")
+    return to_rows(raw, {
+        "name": name, "source": source, "env_id": spec.id, "env_spec": spec.to_json(),
+        "horizon": spec.max_episode_steps, "ref_min": ref[0], "ref_max": ref[1]})
 
+def to_rows(raw: dict, task: dict) -> tuple[dict, dict]:
+    """Check flat arrays, find each row's next state; returns rows, and the task with their sizes.
 
-def check_data(data: dict, task: dict) -> dict:
-    """Refuse data that would train nonsense; describe the rest: sizes, returns, fingerprint."""
-    for key, array in data.items():
-        if not np.isfinite(array).all():
-            raise SystemExit(f"{task['name']}: NaN or infinity in {key}, first in row "
-                             f"{np.argwhere(~np.isfinite(array))[0][0]}; repair the data")
-    if not data["ends"].any():
-        raise SystemExit(f"{task['name']}: no episode ends; terminals and timeouts are never set")
-    env = make_env(task)
-    for key, space in ("observations", env.observation_space), ("actions", env.action_space):
-        if not isinstance(space, gym.spaces.Box) or data[key].shape[1:] != space.shape:
-            raise SystemExit(f"{task['name']}: {key} of shape {data[key].shape[1:]} in the data, {space} "
-                             f"in {env.spec.id}; they must be vectors of one length")
-    returns, digest = episode_returns(data), hashlib.sha256()
-    for key in sorted(data):
-        digest.update(np.ascontiguousarray(data[key]))
-    return {"obs_dim": data["observations"].shape[1], "act_dim": data["actions"].shape[1],
-            "transitions": len(data["ends"]), "episodes": len(returns), "env_id": env.spec.id,
-            "data_return": float(returns.mean()), "data_std": float(returns.std()),
-            "data_score": float(score(task, returns.mean())), "fingerprint": digest.hexdigest()}
+    Rows are float32 of one length n: observations, next_observations (n, obs), actions (n, act),
+    rewards, terminals (n,), known (n,): is the next observation true?, ends (n,): does an episode
+    end or is it cut here? Inside an episode the next state is the next row's observation. Where
+    one ends, that row is another's: stored next_observations serve if they agree elsewhere.
+    """
+    env, digest, rows, n = make_env(task), hashlib.sha256(), {}, len(raw["rewards"])
+    boxes = {"observations": env.observation_space, "actions": env.action_space}
+    boxes["next_observations"] = boxes["observations"]
+    for key, array in raw.items():
+        shape = (n, *boxes[key].shape) if key in boxes else (n,)
+        if array.shape != shape or len(shape) != 1 + (key in boxes):
+            raise SystemExit(f"{task['name']}: {key} are {array.shape}, but vectors, {shape}, in "
+                             f"{n} rows of {task['env_id']} are needed")
+        rows[key] = np.asarray(array, np.float32)
+        if not (finite := np.isfinite(rows[key])).all():
+            first = np.argwhere(~finite)[0][0]
+            raise SystemExit(f"{task['name']}: NaN or infinity in {key}, first in row {first}")
+        digest.update(rows[key].tobytes())
+    ends = (rows["terminals"] > 0) | (rows.pop("timeouts") > 0)
+    if not ends.any():
+        raise SystemExit(f"{task['name']}: no episode ends, terminals and timeouts are never set")
+    following, known = np.roll(rows["observations"], -1, 0), ~ends
+    known[-1] = False
+    stored = rows.get("next_observations")
+    if stored is not None and np.allclose(stored[known], following[known], atol=1e-5):
+        following, known = stored, known | True
+    rows |= {"next_observations": following, "known": known.astype(np.float32), "ends": ends}
+    returns = episode_returns(rows)
+    sizes = {"obs_dim": rows["observations"].shape[1], "act_dim": rows["actions"].shape[1],
+             "transitions": n, "episodes": len(returns), "fingerprint": digest.hexdigest()}
+    return rows, task | sizes | {"data_return": float(returns.mean()), "data_std": float(
+        returns.std()), "data_score": float(score(task, returns.mean()))}
 
-
-def episode_returns(data: dict) -> np.ndarray:
+def episode_returns(rows: dict) -> np.ndarray:
     """Undiscounted returns of the complete episodes, in the order of the data."""
-    ends = np.flatnonzero(data["ends"])
-    return np.add.reduceat(data["rewards"].astype(float), [0, *ends[:-1] + 1])[: len(ends)]
+    ends = np.flatnonzero(rows["ends"])
+    rewards = rows["rewards"][: ends[-1] + 1].astype(float)
+    return np.add.reduceat(rewards, [0, *ends[:-1] + 1])
 
-
-def known_transitions(data: dict) -> dict:
+def known_transitions(rows: dict) -> dict:
     """The rows whose next state is known, or does not matter as the episode ended of itself."""
-    keep = (data["known"] > 0) | (data["terminals"] > 0)
-    return {k: v[keep] for k, v in data.items()}
-
+    keep = (rows["known"] > 0) | (rows["terminals"] > 0)
+    return {k: v[keep] for k, v in rows.items()}
 
 def score(task: dict, returns):
     """D4RL's normalized score, 0 random to 100 expert; the return itself where none is defined."""
     low, high = task["ref_min"], task["ref_max"]
     return returns if low is None else 100 * (returns - low) / (high - low)
 
-
 def make_env(task: dict) -> gym.Env:
+    """The task's environment; Dict observations become one vector."""
     spec = gym.envs.registration.EnvSpec.from_json(task["env_spec"])
     env = gym.make(spec, disable_env_checker=True)
     is_dict = isinstance(env.observation_space, gym.spaces.Dict)
     return gym.wrappers.FlattenObservation(env) if is_dict else env
-
 
 def adam(parameters, lr: float) -> torch.optim.Adam:
     """Adam with its rate in a tensor, which a schedule can change inside a CUDA graph."""
     parameters = list(parameters)
     rate = torch.tensor(lr, device=parameters[0].device)
     return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=rate.is_cuda)
-
 
 def minimize(optimizer: torch.optim.Adam, loss) -> None:
     """One step down the losses (N,); seeds share no weight, so the sum's gradient is each one's."""
@@ -480,22 +443,18 @@ def minimize(optimizer: torch.optim.Adam, loss) -> None:
         weight.grad = gradient
     optimizer.step()
 
-
 def cosine(optimizer: torch.optim.Adam, lr: float, step, total: int) -> None:
     """Set the rate to lr (1 + cos(pi step / total)) / 2, as CosineAnnealingLR does."""
     optimizer.param_groups[0]["lr"].copy_(lr / 2 * (1 + torch.cos(math.pi / total * step)))
-
 
 def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
     """target <- (1 - rate) target + rate source."""
     with torch.no_grad():
         torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
-
 def masked_mean(x, mask):
     """Mean of x (N, B) over the batch where mask is 1: (N,)."""
     return (x * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-
 
 def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.ndarray:
     """Raw returns (N, episodes) of deterministic episodes; the i-th starts alike for every seed.
@@ -521,93 +480,74 @@ def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.nda
                 alive[n, i] = not (over or cut)
     return returns
 
-
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
-    """Device and execution of this run; sets the precision of matrix products. Says its choice."""
+    """Device, execution, use of autocast; sets and prints the precision of matrix products."""
     try:
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(auto if args.device == "auto" else args.device)
         x = torch.rand(256, 256, generator=torch.Generator().manual_seed(0)).to(device)
     except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"--device {args.device} is not usable here: {str(error).splitlines()[0]}")
+        raise SystemExit(f"--device {args.device} fails here: {str(error).splitlines()[0]}")
     cuda = device.type == "cuda"
     execution = ("capture" if cuda else "eager") if args.execution == "auto" else args.execution
     if execution == "capture" and not cuda:
         raise SystemExit("--execution capture records CUDA graphs; it needs --device cuda")
     # On CPUs "medium" means oneDNN: fp32, and on AMD twice as fast as MKL, unless the CPU has bf16
-    # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" means TF32.
+    # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" is TF32.
     exact = x.double() @ x.double()
     error = lambda: ((x @ x - exact).norm() / exact.norm()).item()
     torch.set_float32_matmul_precision("high" if cuda else "medium")
-    rounds = error() > 1e-6
-    if args.precision == "fp32" or args.precision == "auto" and rounds and not cuda:
+    rounds = not cuda and error() > 1e-6
+    if args.precision == "fp32" or args.precision == "auto" and rounds:
         torch.set_float32_matmul_precision("highest")
-    autocast = args.precision == "bf16" and (cuda or not rounds)
-    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; matrix products "
-          f"'{torch.get_float32_matmul_precision()}', relative error {error():.0e}"
+    autocast = args.precision == "bf16" and not rounds
+    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; products: "
+          f"{torch.get_float32_matmul_precision()}, relative error {error():.0e}"
           + ", bf16 autocast" * autocast)
     return device, execution, autocast
-
-
-def provenance(device) -> dict:
-    """What a number needs beside it: commit, versions, machine, time."""
-    git = lambda *command: subprocess.run(["git", "-C", Path(__file__).resolve().parent, *command],
-                                          capture_output=True, text=True).stdout.strip()
-    try:
-        commit = git("rev-parse", "HEAD") + "+changes" * bool(git("status", "--porcelain", "-uno"))
-    except FileNotFoundError:
-        commit = ""
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    modules = {m.__name__: m.__version__ for m in (torch, np, gym, minari, mujoco)}
-    return {"commit": commit or "unknown", "device": f"{device} ({chip})",
-            "threads": torch.get_num_threads(), "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "versions": {"python": platform.python_version(), **modules}}
-
 
 class Run:
     """A training run of N seeds: batches, updates, evaluations; stored and restored whole.
 
-    execution eager is plain PyTorch; compile puts the update through torch.compile; capture also
-    records UPDATES_PER_GRAPH whole updates (batch, losses, Adam, targets, schedules) in a CUDA graph.
+    Execution eager is plain PyTorch, compile puts the update through torch.compile, capture also
+    records whole updates (batch, losses, Adam, targets, schedules) in a CUDA graph.
     """
 
-    def __init__(self, args: Args, task: dict, device, execution: str = "eager", autocast=False):
+    def __init__(self, args: Args, task: dict, device, execution="eager", autocast=False):
         self.args, self.task, self.device = args, task, device
-        self.execution, self.autocast = execution, autocast
-        weights = [torch.Generator().manual_seed(args.seed + i) for i in range(args.num_seeds)]
+        self.execution, self.autocast, self.clock = execution, autocast, time.time()
+        self.seeds = [*range(args.seed, args.seed + args.num_seeds)]
+        weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         self.agent = ALGORITHM(args, task["obs_dim"], task["act_dim"], weights, device)
-        self.generators = [torch.Generator(device) for _ in weights]
-        for i, generator in enumerate(self.generators):  # 2^32: not the numbers of the weights
-            generator.manual_seed(2**32 + args.seed + i)
+        # 2^32: other numbers than those that drew the weights
+        self.generators = [torch.Generator(device).manual_seed(2**32 + s) for s in self.seeds]
         self.phase, self.step, self.evaluations, self.parts = 0, 0, [], []
-        self.clock = time.time()
-        self.stream = torch.cuda.Stream(device) if execution == "capture" else None
 
-    def use(self, data: dict) -> None:
+    def use(self, rows: dict) -> None:
         """Put the rows on the device as one table."""
-        self.shapes = {k: v.shape[1:] for k, v in data.items() if k != "ends"}
-        table = np.concatenate([data[k].reshape(len(data[k]), -1) for k in self.shapes], 1, dtype=np.float32)
-        self.table = torch.from_numpy(table).to(self.device)
+        self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
+        columns = [rows[k].reshape(len(rows[k]), -1) for k in self.shapes]
+        self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
 
     def batch(self) -> dict:
         """(N, B, ...) tensors, every seed's rows and noise drawn from its own generator."""
-        size, on = self.args.batch_size, {"device": self.device}
-        each = lambda draw: torch.stack([draw(g) for g in self.generators])
-        rows = self.table[each(lambda g: torch.randint(len(self.table), (size,), generator=g, **on))]
-        columns = rows.split([math.prod(shape) for shape in self.shapes.values()], -1)
+        size, each = self.args.batch_size, lambda f: torch.stack([f(g) for g in self.generators])
+        options = {"device": self.device}
+        rows = each(lambda g: torch.randint(len(self.table), (size,), generator=g, **options))
+        columns = self.table[rows].split([math.prod(s) for s in self.shapes.values()], -1)
         batch = {k: c if s else c[..., 0] for (k, s), c in zip(self.shapes.items(), columns)}
         if dim := self.agent.noise_dim:  # standard normal numbers for the algorithm's own use
-            batch["noise"] = each(lambda g: torch.randn(size, dim, generator=g, **on))
+            batch["noise"] = each(lambda g: torch.randn(size, dim, generator=g, **options))
         return batch
 
     def begin(self, phase: int) -> None:
         """Make the phase's update the one that advance() runs."""
-        update = self.agent.phases[phase][2]
-        self.update = update if self.execution == "eager" else torch.compile(update)
+        self.update = torch.compile(self.agent.phases[phase][2], disable=self.execution == "eager")
+        self.stream = torch.cuda.Stream(self.device) if self.execution == "capture" else None
         self.graph, self.warm, self.sums, self.count = None, 0, None, 0
 
     def once(self) -> None:
-        # without autocast's cache, which would hold copies of weights changed since
+        """One update; without autocast's cache, which would keep copies of weights changed since."""
         with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
             stats = self.update(self.batch())
         values = torch.stack([v.detach().float() for v in stats.values()])
@@ -645,8 +585,8 @@ class Run:
 
     def measure(self, episodes: int) -> np.ndarray:
         """Evaluate all seeds, keep the result, return the scores (N,)."""
-        start, args = time.time(), self.args
-        returns = evaluate(self.agent, self.task, args.num_seeds, episodes, self.device).mean(1)
+        start = time.time()
+        returns = evaluate(self.agent, self.task, len(self.seeds), episodes, self.device).mean(1)
         scores = score(self.task, returns)
         self.evaluations.append({"update": self.step, "episodes": episodes,
                                  "returns": returns.tolist(), "scores": scores.tolist()})
@@ -658,10 +598,10 @@ class Run:
         seconds = time.time() - self.clock - self.parts[-1]["evaluation_seconds"]
         self.parts[-1] |= {"to": [self.phase, self.step], "training_seconds": seconds}
         args = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
-        last = np.array([e["scores"] for e in self.evaluations[-10:]] or [[]])
+        last = np.array([e["scores"] for e in self.evaluations[-10:]] or [[]]).mean(0).tolist()
         result = {"script": Path(__file__).stem, "finished": finished, "args": args,
-                  "final": self.evaluations[-1] if finished else None, "task": self.task,
-                  "last_ten_scores": last.mean(0).tolist(), "phase": self.phase, "step": self.step,
+                  "task": self.task, "seeds": self.seeds, "phase": self.phase, "step": self.step,
+                  "final": self.evaluations[-1] if finished else None, "last_ten_scores": last,
                   "evaluations": self.evaluations, "parts": self.parts}
         buffer, optimizers = io.BytesIO(), self.agent.optimizers
         torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
@@ -677,31 +617,30 @@ class Run:
                 part.unlink(missing_ok=True)
 
     def restore(self, state: dict) -> None:
+        """Go back to what save() stored, possibly on another device."""
         self.agent.load_state_dict(state["agent"])
         for name, optimizer in self.agent.optimizers.items():  # with this device's own flags
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
         for key in ("phase", "step", "evaluations", "parts"):
             setattr(self, key, state[key])
-        for i, generator in enumerate(self.generators):
+        for seed, generator, stored in zip(self.seeds, self.generators, state["generators"]):
             if state["device"] == self.device.type:
-                generator.set_state(state["generators"][i].cpu())
+                generator.set_state(stored)
             else:  # CPU and CUDA draw differently: a fresh stream
-                generator.manual_seed(2**33 + self.args.seed + i + self.step)
-
+                generator.manual_seed(2**33 + seed + self.step)
 
 def train(run: Run) -> None:
     """From where `run` stands to its end: updates, curves, evaluations, checkpoints."""
     args, phases, stop = run.args, run.agent.phases, []
     for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends the process at once
         signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
-    seeds = range(args.seed, args.seed + args.num_seeds)
     for run.phase in range(run.phase, len(phases)):
-        name, total, _ = phases[run.phase]
-        writers = [SummaryWriter(str(args.run_dir / "tensorboard" / f"{name}-seed{seed}"),
-                                 purge_step=run.step + 1) for seed in seeds]
-        bar = tqdm(total=total, initial=run.step, desc=name, disable=None, mininterval=1)
-        began, first, last = time.time(), run.step, run.phase == len(phases) - 1
+        (name, total, _), last = phases[run.phase], run.phase == len(phases) - 1
+        began, first, folder = time.time(), run.step, args.run_dir / "tensorboard"
+        writers = [SummaryWriter(f"{folder}/{name}-{s}", purge_step=first + 1) for s in run.seeds]
+        bar = tqdm(total=total, initial=first, desc=name, disable=None, mininterval=1)
+        rate = lambda: (run.step - first) / (time.time() - began)
         run.begin(run.phase)
 
         def log(values: dict) -> None:
@@ -710,108 +649,107 @@ def train(run: Run) -> None:
                     writer.add_scalar(tag, value, run.step)
 
         def measure(episodes: int) -> None:
-            values = run.measure(episodes)
-            log({"score": values, "return": run.evaluations[-1]["returns"]})
-            rate = (run.step - first) / (time.time() - began)
-            left = f"{(total - run.step) / rate / 60:.1f} min left" if rate else ""
-            bar.write(f"update {run.step:>9,} of {total:,}: score {values.mean():6.1f} ± {values.std():.1f}"
-                      f" over {len(seeds)} seeds, {episodes} episodes each; {rate:.0f} updates/s {left}")
+            scores = run.measure(episodes)
+            log({"score": scores, "return": run.evaluations[-1]["returns"]})
+            left = (total - run.step) / rate() / 60 if run.step > first else float("nan")
+            bar.write(f"update {run.step:,} of {total:,}: score {scores.mean():.1f} ± "
+                      f"{scores.std():.1f} over {len(scores)} seeds, {episodes} episodes each; "
+                      f"{rate():.1f} updates/s, {left:.1f} min left")
 
         if last and not run.evaluations:
             measure(args.eval_episodes)
         while run.step < total:
-            before, every = time.time(), (LOG_EVERY, args.eval_every, args.checkpoint_every)
+            every = LOG_EVERY, args.eval_every, args.checkpoint_every
             run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
             bar.update(run.step - bar.n)
-            if run.step % LOG_EVERY == 0 or run.step == total or stop:
-                rate = (run.step - first) / (time.time() - began)
-                log({**run.means(), "updates_per_second": [rate] * len(seeds)})
-            if last and run.step % args.eval_every == 0 and run.step < total:
-                measure(args.eval_episodes)
-            if run.step % args.checkpoint_every == 0 or run.step == total or stop:
-                run.save()
-            if stop:
+            log_now, measure_now, save_now = (run.step % n == 0 or run.step == total for n in every)
+            if log_now or stop:
+                log({**run.means(), "updates_per_second": [rate()] * len(writers)})
+            if last and measure_now:
+                measure(args.eval_episodes if run.step < total else args.final_eval_episodes)
+            if save_now or stop:
+                run.save(finished=last and run.step == total)
+            if stop and run.step < total:
                 bar.close()
-                again = [*sys.argv, *["--run-dir", str(args.run_dir)] * ("--run-dir" not in sys.argv)]
-                print(f"stopped at update {run.step}; go on with:\n  {shlex.join(['python', *again])}")
+                again = ["python", *sys.argv] + ["--run-dir", str(args.run_dir)] * (
+                    "--run-dir" not in " ".join(sys.argv))
+                print(f"stopped at update {run.step}; to go on:\n  {shlex.join(again)}")
                 raise SystemExit(128 + stop[0])
-        if last:
-            measure(args.final_eval_episodes)
-            run.save(finished=True)
-        bar.close()
-        for writer in writers:
-            writer.close()
+        for closing in (bar, *writers):
+            closing.close()
         run.step *= last
 
-
-def main() -> None:
-    args = tyro.cli(Args)
-    for key, value in vars(args).items():
-        if type(value) is int and key != "seed" and value < 1:
-            raise SystemExit(f"--{key.replace('_', '-')} is {value}; it must be at least 1")
-    warnings.filterwarnings("ignore", module="gymnasium|minari")
-    gym.logger.min_level = gym.logger.ERROR
-    mujoco.set_mju_user_warning(warnings.warn)  # instead of MUJOCO_LOG.TXT in the working folder
-    script, state = Path(__file__).stem, None
-    path = (args.run_dir or Path()) / "checkpoint.pt"
-    if args.run_dir and path.exists():
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            assert state["script"] == script
-        except Exception as error:
-            raise SystemExit(f"{path} is no checkpoint of {script}.py ({error or 'another script'}); "
-                             "choose another --run-dir")
-    if args.eval_only:
-        if not state:
-            raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
-        fixed = {k: v for k, v in state["args"].items() if k not in ("device", "run_dir")}
-        args = dataclasses.replace(args, **fixed | {"final_eval_episodes": args.final_eval_episodes})
-        device, *_ = choose_device(args)
-        run = Run(args, state["task"], device)
-        run.restore(state)
-        returns = evaluate(run.agent, run.task, args.num_seeds, args.final_eval_episodes, device)
-        return report(run.task, returns.mean(1), f"update {run.step}, {returns.shape[1]} episodes")
-    args = fill_settings(args)
-    if state:
-        same = {k: str(v) for k, v in vars(args).items()}
-        other = [k for k, v in state["args"].items() if str(v) != same[k]
-                 and k not in ("device", "run_dir", "checkpoint_every")]
-        if other:
-            raise SystemExit(f"{args.run_dir} holds a run with other arguments: " + ", ".join(
-                f"--{k.replace('_', '-')} {state['args'][k]}" for k in other) + "; repeat them, or "
-                "choose another --run-dir")
-        if state["finished"]:
-            return report(state["task"], np.array(state["final"]["returns"]), "finished run")
-    device, execution, autocast = choose_device(args)
-    data, task = load_dataset(args)
-    if state and state["task"]["fingerprint"] != task["fingerprint"]:
-        raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
-    rows = prepare(data, task)
-    print(f"data: {task['name']} ({task['source']}), {task['transitions']:,} rows, {task['episodes']:,} "
-          f"episodes, return {task['data_return']:.1f} ± {task['data_std']:.1f}, behaviour policy's "
-          f"score {task['data_score']:.1f}; scored on {task['env_id']}")
-    if args.run_dir is None:
-        folder = f"{script}-{args.env.replace('/', '-')}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        args = dataclasses.replace(args, run_dir=Path("runs") / folder)
-    run = Run(args, task, device, execution, autocast)
-    run.use(rows)
-    if state:
-        run.restore(state)
-        print(f"resumed at update {run.step} of phase {run.agent.phases[run.phase][0]}")
-    args.run_dir.mkdir(parents=True, exist_ok=True)
-    run.parts.append(provenance(device) | {"from": [run.phase, run.step], "evaluation_seconds": 0.0})
-    train(run)
-    report(task, np.array(run.evaluations[-1]["returns"]), f"{args.final_eval_episodes} episodes")
-    print(f"results and curves: {args.run_dir}/result.json, tensorboard --logdir {args.run_dir}")
-
-
-def report(task: dict, returns, what: str) -> None:
-    scores = score(task, returns)
-    name = "return (no reference score)" if task["ref_min"] is None else "normalized score"
-    print(f"{task['name']}, {what}: {name} {scores.mean():.1f} ± {scores.std():.1f} over "
+def report(task: dict, scores: list, what: str) -> None:
+    """Print the headline: mean and deviation over seeds, beside the data's own score."""
+    unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
+    print(f"{task['name']}, {what}: {unit} {np.mean(scores):.1f} ± {np.std(scores):.1f} over "
           f"{len(scores)} seeds ({', '.join(f'{s:.1f}' for s in scores)}); behaviour policy "
           f"{task['data_score']:.1f}")
 
+def provenance(device) -> dict:
+    """What a number needs beside it: commit, versions, machine, time."""
+    folder = shlex.quote(str(Path(__file__).resolve().parent))
+    git = subprocess.run(f"git -C {folder} describe --always --dirty --abbrev=40 --exclude='*'",
+                         shell=True, capture_output=True, text=True).stdout.strip()
+    versions = {m.__name__: str(m.__version__) for m in (torch, np, gym, minari, mujoco)}
+    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"commit": git or "unknown", "device": f"{device} ({chip})",
+            "threads": torch.get_num_threads(), "versions": versions,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"), "evaluation_seconds": 0.0}
+
+def main() -> None:
+    args, script, state = tyro.cli(Args), Path(__file__).stem, None
+    for key, value in vars(args).items():
+        if type(value) is int and key != "seed" and value < 1:
+            raise SystemExit(f"--{key.replace('_', '-')} is {value}, it must be at least 1")
+    warnings.filterwarnings("ignore", module="gymnasium|minari")
+    gym.logger.min_level = gym.logger.ERROR
+    mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
+    path = (args.run_dir or Path("-")) / "checkpoint.pt"
+    if path.exists():
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            assert state["script"] == script, f"it belongs to {state['script']}.py"
+        except Exception as error:
+            raise SystemExit(f"{path} is no checkpoint of {script}.py: {str(error).splitlines()[0]}; use another --run-dir")
+    if args.eval_only:
+        if not state:
+            raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
+        free = "device", "execution", "run_dir", "final_eval_episodes"
+        stored = {k: v for k, v in state["args"].items() if k not in free}
+        run = Run(dataclasses.replace(args, **stored), state["task"], choose_device(args)[0])
+        run.restore(state)
+        episodes = args.final_eval_episodes
+        returns = evaluate(run.agent, run.task, len(run.seeds), episodes, run.device).mean(1)
+        return report(run.task, score(run.task, returns), f"update {run.step}, {episodes} episodes")
+    args = fill_settings(args)
+    if state:
+        free = "device", "run_dir", "checkpoint_every"
+        if other := [f"--{k.replace('_', '-')} {v}" for k, v in state["args"].items()
+                     if k not in free and str(v) != str(getattr(args, k))]:
+            raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat its "
+                             "arguments, or choose another --run-dir")
+        if state["finished"]:
+            return report(state["task"], state["final"]["scores"], f"finished run {args.run_dir}")
+    device, execution, autocast = choose_device(args)
+    rows, task = load_dataset(args)
+    if state and state["task"]["fingerprint"] != task["fingerprint"]:
+        raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
+    print(f"data: {task['name']} ({task['source']}), {task['transitions']:,} rows, "
+          f"{task['episodes']:,} episodes of return {task['data_return']:.1f} ± "
+          f"{task['data_std']:.1f}, score {task['data_score']:.1f}; evaluated on {task['env_id']}")
+    name = f"{script}-{args.env.replace('/', '-')}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    args = dataclasses.replace(args, run_dir=args.run_dir or Path("runs") / name)
+    run = Run(args, task, device, execution, autocast)
+    run.use(prepare(rows, task))
+    if state:
+        run.restore(state)
+        print(f"resumed at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
+    args.run_dir.mkdir(parents=True, exist_ok=True)
+    run.parts.append(provenance(device) | {"from": [run.phase, run.step]})
+    train(run)
+    report(task, run.evaluations[-1]["scores"], f"{args.final_eval_episodes} episodes")
+    print(f"results: {args.run_dir}/result.json; curves: tensorboard --logdir {args.run_dir}")
 
 if __name__ == "__main__":
     try:
@@ -819,4 +757,4 @@ if __name__ == "__main__":
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        raise SystemExit(f"the disk is full ({error}); free space and give the same command again")
+        raise SystemExit(f"the disk is full ({error}); free space, then repeat the command")

@@ -1,0 +1,55 @@
+# All names are relative: GNU make splits absolute ones where the repository's path has a space.
+
+RUN_UPDATES ?= 6000
+RUN_DIR := runs/quickstart
+PY := .venv/bin/python
+
+# Progress shows line by line in a log file too.
+export PYTHONUNBUFFERED := 1
+
+.PHONY: help run test clean
+.NOTPARALLEL:
+
+help:
+	@echo "make run    set-up, small dataset, short POR training and its curve; again: goes on"
+	@echo "make test   set-up, then all tests"
+	@echo "make clean  removes caches and $(RUN_DIR), keeps .venv and the datasets"
+	@echo "make help   this text. The set-up makes .venv and installs requirements.txt into it"
+	@echo "Options: PYTHON=/path/to/python (3.11 or newer), RUN_UPDATES=$(RUN_UPDATES) for make run"
+
+# The mark `installing` outlives a killed set-up: such a .venv may lack files that pip believes to
+# be there, so it is made anew. One without the mark is only brought up to date.
+.venv/installed: requirements.txt
+	@usable='import sys, venv; sys.exit(sys.version_info < (3, 11))'; \
+	if [ -e .venv/installing ] || ! $(PY) -c "import pip; $$usable" 2>/dev/null; then \
+	  if [ -n "$$PYTHON" ]; then set -- "$$PYTHON"; \
+	  else set -- python3.13 python3.12 python3.11 python3; fi; \
+	  found=; for candidate do \
+	    if "$$candidate" -c "import ensurepip; $$usable" 2>/dev/null; then \
+	      found=$$candidate; break; fi; done; \
+	  if [ -z "$$found" ]; then \
+	    echo "no Python 3.11 or newer with the module venv among: $$*." \
+	      "Install one (Debian, Ubuntu: python3-venv too) or say PYTHON=/path/to/python" >&2; \
+	    exit 1; fi; \
+	  echo "making .venv with $$("$$found" --version)"; \
+	  rm -rf .venv && mkdir .venv && touch .venv/installing && "$$found" -m venv .venv; fi
+	@touch .venv/installing
+	$(PY) -m pip install -r requirements.txt
+	@touch .venv/installed && rm .venv/installing
+
+run: .venv/installed
+	$(PY) benchmarks/collect.py hopper-medium --steps 100000
+	$(PY) algorithms/por.py --env rebuilt/hopper/medium-100k-v0 --guide weighted --num-seeds 2 \
+	  --num-updates $(RUN_UPDATES) --eval-every $$(($(RUN_UPDATES) / 10)) --eval-episodes 10 \
+	  --final-eval-episodes 50 --checkpoint-every $$(($(RUN_UPDATES) / 10)) --run-dir $(RUN_DIR)
+	$(PY) benchmarks/plot.py $(RUN_DIR) --out $(RUN_DIR)/curve.png
+	@echo "curve        $(RUN_DIR)/curve.png"
+	@echo "numbers      $(RUN_DIR)/result.json"
+	@echo "TensorBoard  $(PY) -m tensorboard.main --logdir $(RUN_DIR)/tensorboard"
+
+test: .venv/installed
+	$(PY) -m pytest -q --durations=10 tests
+
+clean:
+	rm -rf .pytest_cache $(RUN_DIR)
+	find algorithms benchmarks tests -type d -name __pycache__ -prune -exec rm -rf {} +
