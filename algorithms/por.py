@@ -22,8 +22,7 @@ As the authors' code (github ryanxhr/POR @ e692bb3), and beyond the formulas:
   s -> s'. Their pretrain.sh cannot train b as shipped; here it is a first phase of the same run.
 - Rewards are scaled so that the returns in the data span 1000 (MuJoCo), or get -1 (AntMaze).
 Unlike the authors' code:
-- Returns for that scale come from true episodes. Theirs are cut every 1000 rows and drift, since
-  D4RL's transitions lack the rows of timeouts.
+- Returns for that scale come from true episodes; theirs, cut every 1000 rows, drift at timeouts.
 - After a terminal step D4RL's next state is the next episode's first. V never looks at it, g and
   pi would learn it: such rows stay out of (4)-(6) unless the file holds the true next state.
 - All `--num-seeds` train at once as batched products, each with its own weights and batches.
@@ -109,8 +108,7 @@ class MLP(nn.Module):
 
     def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
         super().__init__()
-        self.heads, self.layer_norm = heads, layer_norm
-        shapes, count = list(zip(dims, dims[1:])), heads * len(generators)
+        self.heads, shapes, count = heads, list(zip(dims, dims[1:])), heads * len(generators)
         draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
         self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
         self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
@@ -123,7 +121,7 @@ class MLP(nn.Module):
         for i, (bias, weight) in enumerate(zip(self.biases, self.weights)):
             x = torch.baddbmm(bias, x, weight)
             if i + 1 < len(self.weights):
-                if self.layer_norm:
+                if len(self.gains):
                     x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
                 x = F.relu(x)
         return x.unflatten(0, (-1, self.heads))
@@ -159,27 +157,26 @@ class POR(nn.Module):
         self.execute = GaussianPolicy(generators, [2 * obs_dim, *wide, act_dim])
         self.value_target = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.float64))
-        self.behavior = GaussianPolicy(generators, [*dims, obs_dim]) if self.noise_dim else None
+        self.phases = [("train", args.num_updates, self.update)]
+        if args.guide == "q":
+            self.behavior = GaussianPolicy(generators, [*dims, obs_dim])
+            first = args.behavior_updates or args.num_updates
+            self.phases.insert(0, ("behavior", first, self.update_behavior))
         self.to(device)
         policies = [*self.guide.parameters(), *self.execute.parameters()]
         self.optimizers = {"value": adam(self.value.parameters(), args.value_lr),
                            "policies": adam(policies, args.policy_lr)}
-        self.phases = [("train", args.num_updates, self.update)]
-        if self.behavior:
+        if args.guide == "q":
             self.optimizers["behavior"] = adam(self.behavior.parameters(), args.value_lr)
-            updates = args.behavior_updates or args.num_updates
-            self.phases.insert(0, ("behavior", updates, self.update_behavior))
 
     def act(self, obs):
         """Eq. 7: the likeliest action towards the guide's goal, (N, E, obs) -> (N, E, act)."""
-        goal, _ = self.guide(obs)
-        return self.execute(torch.cat([obs, goal], -1))[0]
+        return self.execute(torch.cat([obs, self.guide(obs)[0]], -1))[0]
 
     def update_behavior(self, batch: dict) -> dict:
         """Clone s -> s' with b, which anchors Eq. 4."""
         log_b = self.behavior.log_prob(batch["observations"], batch["next_observations"])
-        loss = -masked_mean(log_b, batch["known"])
-        minimize(self.optimizers["behavior"], loss)
+        minimize(self.optimizers["behavior"], loss := -masked_mean(log_b, batch["known"]))
         return {"loss/behavior": loss}
 
     def update(self, batch: dict) -> dict:
@@ -222,8 +219,8 @@ ALGORITHM = POR
 
 # ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
 
-import copy, dataclasses, difflib, errno, fnmatch, hashlib, io, json, os, platform, re, shlex
-import signal, subprocess, sys, time, urllib.request, warnings
+import copy, dataclasses, difflib, errno, fnmatch, hashlib, io, itertools, json, os, platform, re
+import shlex, signal, socket, subprocess, sys, time, warnings
 import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -275,40 +272,32 @@ def fill_settings(args: Args) -> Args:
         fits = all(getattr(args, k) in (None, v) for k, v in row.items() if isinstance(v, str))
         if fits and fnmatch.fnmatch(name, pattern):
             break
-    origin = "no row of its own, the default is" if pattern == "*" else f"row {pattern}:"
-    print(f"settings of {name}: {origin}", ", ".join(f"{k} {v}" for k, v in row.items()))
+    default = "no row of its own, the default is " * (pattern == "*")
+    print(f"settings of {name}: {default}" + ", ".join(f"{k} {v}" for k, v in row.items()))
     return dataclasses.replace(args, **{k: v for k, v in row.items() if getattr(args, k) is None})
 
 def d4rl_file(name: str) -> Path:
     """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    path, kind = folder / f"{name[:-3].replace('-', '_')}-v2.hdf5", dataset_family(name)
-    (size, sha256), part, problems = D4RL_FILES[name], path.with_suffix(f".{os.getpid()}.tmp"), []
-    wrong = lambda p: "" if hashlib.sha256(p.read_bytes()).hexdigest() == sha256 else (
-        f"not D4RL's file: {p.stat().st_size} of {size} bytes, or another SHA-256")
-    if path.exists() and wrong(path):
-        raise SystemExit(f"{path}: {wrong(path)}. Delete it; for a file of yours: --dataset-file")
-    folder.mkdir(parents=True, exist_ok=True)
+    path, problem = folder / f"{name[:-3].replace('-', '_')}-v2.hdf5", ""
+    size, sha256 = D4RL_FILES[name]
     for url in [server + path.name for server in D4RL_SERVERS] * (not path.exists()):
         try:
-            with (urllib.request.urlopen(url, timeout=30) as source, open(part, "wb") as target,
-                  tqdm(total=int(size), unit="B", unit_scale=True, desc=path.name) as bar):
-                while chunk := source.read(1 << 20):
-                    bar.update(target.write(chunk))
-            if not wrong(part):
-                os.replace(part, path)
-                break
-            problems.append(f"{url}: {wrong(part)}")
-        except Exception as error:  # whatever urllib raises; a full disk is reported elsewhere
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+            return path
+        except Exception as error:  # whatever the network raises; a full disk is reported elsewhere
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
-            problems.append(f"{url}: {error}")
-        finally:
-            part.unlink(missing_ok=True)
-    if not path.exists():
-        raise SystemExit("\n  ".join([f"{name}: no file {path}, no download:", *problems]) + "\n"
-                         f"Put it there, or rebuild its like: python benchmarks/collect.py {kind}, "
-                         f"then --env rebuilt/{kind.replace('-', '/', 1)}-v0")
+            problem += f"\n  {url}: {error}"
+    if problem:
+        kind = dataset_family(name)
+        raise SystemExit(f"{name}: no file {path}, no download:{problem}\nPut it there, "
+                         f"or rebuild its like: python benchmarks/collect.py {kind}, then --env "
+                         f"rebuilt/{kind.replace('-', '/', 1)}-v0")
+    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+        raise SystemExit(f"{path}: {path.stat().st_size} of {size} bytes or another SHA-256: not "
+                         "D4RL's file. Delete it; for a file of yours use --dataset-file")
     return path
 
 def read_hdf5(path: Path) -> dict:
@@ -328,8 +317,7 @@ def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
     try:
         if not (folder / "data").exists():
             minari.download_dataset(name)
-        dataset = minari.load_dataset(name)
-        for e in dataset.iterate_episodes():
+        for e in (dataset := minari.load_dataset(name)).iterate_episodes():
             obs = e.observations
             if isinstance(obs, dict):  # in the order of gymnasium's FlattenObservation
                 obs = np.concatenate([obs[k] for k in dataset.observation_space], -1)
@@ -379,19 +367,19 @@ def to_rows(raw: dict, task: dict) -> tuple[dict, dict]:
     end or is it cut here? Inside an episode the next state is the next row's observation. Where
     one ends, that row is another's: stored next_observations serve if they agree elsewhere.
     """
-    env, digest, rows, n = make_env(task), hashlib.sha256(), {}, len(raw["rewards"])
+    env, digest, n = make_env(task), hashlib.sha256(), len(raw["rewards"])
     boxes = {"observations": env.observation_space, "actions": env.action_space}
     boxes["next_observations"] = boxes["observations"]
-    for key, array in raw.items():
+    rows = {k: np.asarray(v, np.float32) for k, v in raw.items()}
+    for key, array in rows.items():
         shape = (n, *boxes[key].shape) if key in boxes else (n,)
-        if array.shape != shape or len(shape) != 1 + (key in boxes):
-            raise SystemExit(f"{task['name']}: {key} are {array.shape}, but vectors, {shape}, in "
-                             f"{n} rows of {task['env_id']} are needed")
-        rows[key] = np.asarray(array, np.float32)
-        if not (finite := np.isfinite(rows[key])).all():
-            first = np.argwhere(~finite)[0][0]
+        if array.shape != shape or array.ndim != 1 + (key in boxes):
+            raise SystemExit(f"{task['name']}: {key} has shape {array.shape}; {n} rewards and "
+                             f"{task['env_id']} ask for {shape}, and for vectors")
+        if not np.isfinite(array).all():
+            first = np.argwhere(~np.isfinite(array))[0][0]
             raise SystemExit(f"{task['name']}: NaN or infinity in {key}, first in row {first}")
-        digest.update(rows[key].tobytes())
+        digest.update(array.tobytes())
     ends = (rows["terminals"] > 0) | (rows.pop("timeouts") > 0)
     if not ends.any():
         raise SystemExit(f"{task['name']}: no episode ends, terminals and timeouts are never set")
@@ -402,10 +390,11 @@ def to_rows(raw: dict, task: dict) -> tuple[dict, dict]:
         following, known = stored, known | True
     rows |= {"next_observations": following, "known": known.astype(np.float32), "ends": ends}
     returns = episode_returns(rows)
-    sizes = {"obs_dim": rows["observations"].shape[1], "act_dim": rows["actions"].shape[1],
-             "transitions": n, "episodes": len(returns), "fingerprint": digest.hexdigest()}
-    return rows, task | sizes | {"data_return": float(returns.mean()), "data_std": float(
-        returns.std()), "data_score": float(score(task, returns.mean()))}
+    return rows, task | {
+        "obs_dim": following.shape[1], "act_dim": rows["actions"].shape[1], "transitions": n,
+        "episodes": len(returns), "fingerprint": digest.hexdigest(),
+        "data_return": float(returns.mean()), "data_std": float(returns.std()),
+        "data_score": float(score(task, returns.mean()))}
 
 def episode_returns(rows: dict) -> np.ndarray:
     """Undiscounted returns of the complete episodes, in the order of the data."""
@@ -462,8 +451,7 @@ def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.nda
     The environments step in turn in this process, ten per seed, with one policy call for all.
     """
     envs = [[make_env(task) for _ in range(min(episodes, 10))] for _ in range(num_seeds)]
-    low, high = envs[0][0].action_space.low, envs[0][0].action_space.high
-    returns = np.zeros((num_seeds, episodes))
+    box, returns = envs[0][0].action_space, np.zeros((num_seeds, episodes))
     for first in range(0, episodes, 10):
         alive = np.ones((num_seeds, min(10, episodes - first)), bool)
         obs = np.zeros((*alive.shape, task["obs_dim"]), np.float32)
@@ -475,15 +463,16 @@ def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.nda
             if not np.isfinite(actions[alive]).all():
                 raise SystemExit("training diverged: the policy's actions are NaN or infinite")
             for n, i in zip(*alive.nonzero()):
-                obs[n, i], reward, over, cut, _ = envs[n][i].step(actions[n, i].clip(low, high))
+                action = actions[n, i].clip(box.low, box.high)
+                obs[n, i], reward, over, cut, _ = envs[n][i].step(action)
                 returns[n, first + i] += reward
                 alive[n, i] = not (over or cut)
     return returns
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     """Device, execution, use of autocast; sets and prints the precision of matrix products."""
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(auto if args.device == "auto" else args.device)
         x = torch.rand(256, 256, generator=torch.Generator().manual_seed(0)).to(device)
     except (RuntimeError, AssertionError) as error:
@@ -501,9 +490,8 @@ def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     if args.precision == "fp32" or args.precision == "auto" and rounds:
         torch.set_float32_matmul_precision("highest")
     autocast = args.precision == "bf16" and not rounds
-    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; products: "
-          f"{torch.get_float32_matmul_precision()}, relative error {error():.0e}"
-          + ", bf16 autocast" * autocast)
+    print(f"{device}, {execution}, {torch.get_num_threads()} CPU threads; products {error():.0e} "
+          f"exact ({torch.get_float32_matmul_precision()}{', bf16 autocast' * autocast})")
     return device, execution, autocast
 
 class Run:
@@ -532,13 +520,13 @@ class Run:
     def batch(self) -> dict:
         """(N, B, ...) tensors, every seed's rows and noise drawn from its own generator."""
         size, each = self.args.batch_size, lambda f: torch.stack([f(g) for g in self.generators])
-        options = {"device": self.device}
-        rows = each(lambda g: torch.randint(len(self.table), (size,), generator=g, **options))
+        on, dim = {"device": self.device}, self.agent.noise_dim
+        rows = each(lambda g: torch.randint(len(self.table), (size,), generator=g, **on))
         columns = self.table[rows].split([math.prod(s) for s in self.shapes.values()], -1)
         batch = {k: c if s else c[..., 0] for (k, s), c in zip(self.shapes.items(), columns)}
-        if dim := self.agent.noise_dim:  # standard normal numbers for the algorithm's own use
-            batch["noise"] = each(lambda g: torch.randn(size, dim, generator=g, **options))
-        return batch
+        # standard normal numbers for the algorithm's own use
+        noise = {"noise": each(lambda g: torch.randn(size, dim, generator=g, **on))} if dim else {}
+        return batch | noise
 
     def begin(self, phase: int) -> None:
         """Make the phase's update the one that advance() runs."""
@@ -547,7 +535,7 @@ class Run:
         self.graph, self.warm, self.sums, self.count = None, 0, None, 0
 
     def once(self) -> None:
-        """One update; without autocast's cache, which would keep copies of weights changed since."""
+        """One update, without autocast's cache, which would keep copies of outdated weights."""
         with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
             stats = self.update(self.batch())
         values = torch.stack([v.detach().float() for v in stats.values()])
@@ -579,19 +567,19 @@ class Run:
         values = (self.sums / self.count).cpu().numpy()
         self.sums, self.count = self.sums.zero_(), 0
         if bad := [n for n, v in zip(self.names, values) if not np.isfinite(v).all()]:
-            raise SystemExit(f"training diverged before update {self.step}: {', '.join(bad)} NaN or "
-                             "infinite. The last checkpoint is kept; try smaller learning rates")
+            raise SystemExit(f"training diverged before update {self.step}: {', '.join(bad)} NaN "
+                             "or infinite. The last checkpoint is kept; try smaller rates")
         return dict(zip(self.names, values))
 
     def measure(self, episodes: int) -> np.ndarray:
         """Evaluate all seeds, keep the result, return the scores (N,)."""
         start = time.time()
         returns = evaluate(self.agent, self.task, len(self.seeds), episodes, self.device).mean(1)
-        scores = score(self.task, returns)
-        self.evaluations.append({"update": self.step, "episodes": episodes,
-                                 "returns": returns.tolist(), "scores": scores.tolist()})
+        self.evaluations.append({
+            "update": self.step, "episodes": episodes, "returns": returns.tolist(),
+            "scores": score(self.task, returns).tolist()})
         self.parts[-1]["evaluation_seconds"] += time.time() - start
-        return scores
+        return score(self.task, returns)
 
     def save(self, finished: bool = False) -> None:
         """Write checkpoint.pt, all that the rest of the run depends on, and result.json."""
@@ -603,18 +591,18 @@ class Run:
                   "task": self.task, "seeds": self.seeds, "phase": self.phase, "step": self.step,
                   "final": self.evaluations[-1] if finished else None, "last_ten_scores": last,
                   "evaluations": self.evaluations, "parts": self.parts}
-        buffer, optimizers = io.BytesIO(), self.agent.optimizers
+        optimizers = {k: o.state_dict()["state"] for k, o in self.agent.optimizers.items()}
         torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
-                    "optimizers": {k: o.state_dict()["state"] for k, o in optimizers.items()},
-                    "generators": [g.get_state() for g in self.generators]}, buffer)
-        text = json.dumps(result, indent=1).encode()
-        for name, content in ("checkpoint.pt", buffer.getvalue()), ("result.json", text):
-            part = self.args.run_dir / f"{name}.tmp"
-            try:
-                part.write_bytes(content)
-                os.replace(part, self.args.run_dir / name)
+                    "generators": [g.get_state() for g in self.generators],
+                    "optimizers": optimizers}, buffer := io.BytesIO())
+        contents = {"checkpoint.pt": buffer.getvalue(),
+                    "result.json": json.dumps(result, indent=1).encode()}
+        for path, content in ((self.args.run_dir / k, v) for k, v in contents.items()):
+            try:  # the whole file or the old one
+                path.with_suffix(".tmp").write_bytes(content)
+                path.with_suffix(".tmp").rename(path)
             finally:
-                part.unlink(missing_ok=True)
+                path.with_suffix(".tmp").unlink(missing_ok=True)
 
     def restore(self, state: dict) -> None:
         """Go back to what save() stored, possibly on another device."""
@@ -622,8 +610,7 @@ class Run:
         for name, optimizer in self.agent.optimizers.items():  # with this device's own flags
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
-        for key in ("phase", "step", "evaluations", "parts"):
-            setattr(self, key, state[key])
+        self.__dict__.update({k: state[k] for k in ("phase", "step", "evaluations", "parts")})
         for seed, generator, stored in zip(self.seeds, self.generators, state["generators"]):
             if state["device"] == self.device.type:
                 generator.set_state(stored)
@@ -640,21 +627,19 @@ def train(run: Run) -> None:
         began, first, folder = time.time(), run.step, args.run_dir / "tensorboard"
         writers = [SummaryWriter(f"{folder}/{name}-{s}", purge_step=first + 1) for s in run.seeds]
         bar = tqdm(total=total, initial=first, desc=name, disable=None, mininterval=1)
-        rate = lambda: (run.step - first) / (time.time() - began)
+        rate = lambda: max(run.step - first, 1) / (time.time() - began)
         run.begin(run.phase)
 
         def log(values: dict) -> None:
-            for tag, column in values.items():
-                for writer, value in zip(writers, column):
-                    writer.add_scalar(tag, value, run.step)
+            for tag, (i, writer) in itertools.product(values, enumerate(writers)):
+                writer.add_scalar(tag, values[tag][i], run.step)
 
         def measure(episodes: int) -> None:
             scores = run.measure(episodes)
             log({"score": scores, "return": run.evaluations[-1]["returns"]})
-            left = (total - run.step) / rate() / 60 if run.step > first else float("nan")
             bar.write(f"update {run.step:,} of {total:,}: score {scores.mean():.1f} ± "
-                      f"{scores.std():.1f} over {len(scores)} seeds, {episodes} episodes each; "
-                      f"{rate():.1f} updates/s, {left:.1f} min left")
+                      f"{scores.std():.1f}, {len(scores)} seeds x {episodes} episodes; "
+                      f"{rate():.1f} updates/s, {(total - run.step) / rate() / 60:.0f} min left")
 
         if last and not run.evaluations:
             measure(args.eval_episodes)
@@ -662,7 +647,7 @@ def train(run: Run) -> None:
             every = LOG_EVERY, args.eval_every, args.checkpoint_every
             run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
             bar.update(run.step - bar.n)
-            log_now, measure_now, save_now = (run.step % n == 0 or run.step == total for n in every)
+            log_now, measure_now, save_now = (not run.step % n or run.step == total for n in every)
             if log_now or stop:
                 log({**run.means(), "updates_per_second": [rate()] * len(writers)})
             if last and measure_now:
@@ -671,9 +656,9 @@ def train(run: Run) -> None:
                 run.save(finished=last and run.step == total)
             if stop and run.step < total:
                 bar.close()
-                again = ["python", *sys.argv] + ["--run-dir", str(args.run_dir)] * (
-                    "--run-dir" not in " ".join(sys.argv))
-                print(f"stopped at update {run.step}; to go on:\n  {shlex.join(again)}")
+                folder = [] if "--run-dir" in " ".join(sys.argv) else ["--run-dir", args.run_dir]
+                print(f"stopped at update {run.step}; to go on:\n  "
+                      + shlex.join(map(str, ["python", *sys.argv, *folder])))
                 raise SystemExit(128 + stop[0])
         for closing in (bar, *writers):
             closing.close()
@@ -698,20 +683,22 @@ def provenance(device) -> dict:
             "started": time.strftime("%Y-%m-%d %H:%M:%S"), "evaluation_seconds": 0.0}
 
 def main() -> None:
+    """The command line: resume or begin a run, or evaluate one."""
     args, script, state = tyro.cli(Args), Path(__file__).stem, None
     for key, value in vars(args).items():
         if type(value) is int and key != "seed" and value < 1:
             raise SystemExit(f"--{key.replace('_', '-')} is {value}, it must be at least 1")
     warnings.filterwarnings("ignore", module="gymnasium|minari")
     gym.logger.min_level = gym.logger.ERROR
+    socket.setdefaulttimeout(30)
     mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
-    path = (args.run_dir or Path("-")) / "checkpoint.pt"
-    if path.exists():
+    if args.run_dir and (path := args.run_dir / "checkpoint.pt").exists():
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             assert state["script"] == script, f"it belongs to {state['script']}.py"
         except Exception as error:
-            raise SystemExit(f"{path} is no checkpoint of {script}.py: {str(error).splitlines()[0]}; use another --run-dir")
+            raise SystemExit(f"{path} is no checkpoint of {script}.py, choose another --run-dir: "
+                             + str(error).splitlines()[0])
     if args.eval_only:
         if not state:
             raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
@@ -719,18 +706,16 @@ def main() -> None:
         stored = {k: v for k, v in state["args"].items() if k not in free}
         run = Run(dataclasses.replace(args, **stored), state["task"], choose_device(args)[0])
         run.restore(state)
-        episodes = args.final_eval_episodes
-        returns = evaluate(run.agent, run.task, len(run.seeds), episodes, run.device).mean(1)
-        return report(run.task, score(run.task, returns), f"update {run.step}, {episodes} episodes")
+        scores = run.measure(args.final_eval_episodes)
+        return report(run.task, scores, f"update {run.step}, {args.final_eval_episodes} episodes")
     args = fill_settings(args)
-    if state:
-        free = "device", "run_dir", "checkpoint_every"
-        if other := [f"--{k.replace('_', '-')} {v}" for k, v in state["args"].items()
-                     if k not in free and str(v) != str(getattr(args, k))]:
-            raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat its "
-                             "arguments, or choose another --run-dir")
-        if state["finished"]:
-            return report(state["task"], state["final"]["scores"], f"finished run {args.run_dir}")
+    free = "device", "run_dir", "checkpoint_every"
+    if other := [f"--{k.replace('_', '-')} {v}" for k, v in (state or {"args": {}})["args"].items()
+                 if k not in free and str(v) != str(getattr(args, k))]:
+        raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat them, or "
+                         "choose another --run-dir")
+    if state and state["finished"]:
+        return report(state["task"], state["final"]["scores"], f"finished run {args.run_dir}")
     device, execution, autocast = choose_device(args)
     rows, task = load_dataset(args)
     if state and state["task"]["fingerprint"] != task["fingerprint"]:
