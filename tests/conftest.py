@@ -1,9 +1,11 @@
 """Fixtures for the tests of the scripts: small true data, separate folders, the command line."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gymnasium as gym
 import h5py
@@ -43,6 +45,27 @@ def isolated(tmp_path, monkeypatch):
     precision = torch.get_float32_matmul_precision()
     yield tmp_path
     torch.set_float32_matmul_precision(precision)
+
+
+@pytest.fixture
+def main(por, isolated, monkeypatch, capsys):
+    """Run the command in this process, without its seconds of imports; returns code, out, err."""
+    def call(*args) -> SimpleNamespace:
+        monkeypatch.setattr(sys, "argv", ["por.py", *SMALL, *(str(arg) for arg in args)])
+        capsys.readouterr()
+        try:
+            code = por.main()
+        except SystemExit as end:
+            code = end.code
+        out, err = capsys.readouterr()
+        if isinstance(code, str):  # Python itself prints it and exits with 1
+            code, err = 1, err + code
+        return SimpleNamespace(code=code or 0, out=out, err=err)
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield call
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
