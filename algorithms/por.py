@@ -157,16 +157,15 @@ class POR(nn.Module):
         self.execute = GaussianPolicy(generators, [2 * obs_dim, *wide, act_dim])
         self.value_target = copy.deepcopy(self.value).requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+        self.behavior = GaussianPolicy(generators, [*dims, obs_dim]) if args.guide == "q" else None
         self.phases = [("train", args.num_updates, self.update)]
-        if args.guide == "q":
-            self.behavior = GaussianPolicy(generators, [*dims, obs_dim])
-            first = args.behavior_updates or args.num_updates
-            self.phases.insert(0, ("behavior", first, self.update_behavior))
         self.to(device)
         policies = [*self.guide.parameters(), *self.execute.parameters()]
         self.optimizers = {"value": adam(self.value.parameters(), args.value_lr),
                            "policies": adam(policies, args.policy_lr)}
-        if args.guide == "q":
+        if self.behavior:  # Eq. 4 needs b before anything else
+            first = args.behavior_updates or args.num_updates
+            self.phases.insert(0, ("behavior", first, self.update_behavior))
             self.optimizers["behavior"] = adam(self.behavior.parameters(), args.value_lr)
 
     def act(self, obs):
@@ -219,8 +218,8 @@ ALGORITHM = POR
 
 # ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
 
-import copy, dataclasses, difflib, errno, fnmatch, hashlib, io, itertools, json, os, platform, re
-import shlex, signal, socket, subprocess, sys, time, warnings
+import contextlib, copy, dataclasses, difflib, errno, fnmatch, hashlib, io, itertools, json, os
+import platform, re, shlex, signal, socket, subprocess, sys, time, warnings
 import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -257,6 +256,7 @@ MINARI_IDS = [f"{a}/{b}-v{v}" for v, names, kinds in (  # fetched if missing; Mi
     (0, ("mujoco/hopper", "mujoco/halfcheetah", "mujoco/walker2d"), ("simple", "medium", "expert")),
     (2, ("D4RL/pen", "D4RL/door", "D4RL/hammer", "D4RL/relocate"), ("human", "cloned", "expert")),
     (2, ("D4RL/pointmaze",), ("umaze", "medium", "large"))) for a in names for b in kinds]
+KEYS = "observations actions rewards terminals timeouts next_observations".split()
 LOG_EVERY = 1_000  # updates per point of a TensorBoard curve
 UPDATES_PER_GRAPH = 20  # enough to hide a CUDA graph's launch, few enough to record in seconds
 
@@ -279,8 +279,8 @@ def fill_settings(args: Args) -> Args:
 def d4rl_file(name: str) -> Path:
     """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    path, problem = folder / f"{name[:-3].replace('-', '_')}-v2.hdf5", ""
-    size, sha256 = D4RL_FILES[name]
+    path, kind = folder / f"{name[:-3].replace('-', '_')}-v2.hdf5", dataset_family(name)
+    (size, sha256), problems = D4RL_FILES[name], ""
     for url in [server + path.name for server in D4RL_SERVERS] * (not path.exists()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -289,12 +289,11 @@ def d4rl_file(name: str) -> Path:
         except Exception as error:  # whatever the network raises; a full disk is reported elsewhere
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise
-            problem += f"\n  {url}: {error}"
-    if problem:
-        kind = dataset_family(name)
-        raise SystemExit(f"{name}: no file {path}, no download:{problem}\nPut it there, "
-                         f"or rebuild its like: python benchmarks/collect.py {kind}, then --env "
-                         f"rebuilt/{kind.replace('-', '/', 1)}-v0")
+            problems += f"\n  {url}: {error}"
+    if problems:
+        like = f"collect.py {kind}, then --env rebuilt/{kind.replace('-', '/', 1)}-v0"
+        raise SystemExit(f"{name}: no file {path}, and no download:{problems}\n"
+                         f"Put it there, or rebuild its like: python benchmarks/{like}")
     if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
         raise SystemExit(f"{path}: {path.stat().st_size} of {size} bytes or another SHA-256: not "
                          "D4RL's file. Delete it; for a file of yours use --dataset-file")
@@ -302,12 +301,11 @@ def d4rl_file(name: str) -> Path:
 
 def read_hdf5(path: Path) -> dict:
     """The flat arrays of a file in D4RL's layout; next_observations only where it has them."""
-    keys = ["observations", "actions", "rewards", "terminals", "timeouts"]
     try:
         with h5py.File(path, "r") as file:
-            if missing := [k for k in keys if k not in file]:
-                raise SystemExit(f"{path}: {', '.join(missing)} missing; D4RL's layout has {keys}")
-            return {k: np.asarray(file[k]) for k in [*keys, "next_observations"] if k in file}
+            if missing := [k for k in KEYS[:-1] if k not in file]:
+                raise SystemExit(f"{path}: {', '.join(missing)} missing; D4RL has {KEYS[:-1]}")
+            return {k: np.asarray(file[k]) for k in KEYS if k in file}
     except (OSError, TypeError) as error:
         raise SystemExit(f"{path}: no readable HDF5 file ({error}). Delete it and get it again")
 
@@ -315,49 +313,43 @@ def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
     """The same of a Minari dataset, downloaded if need be; it knows every next observation."""
     folder, parts = minari.storage.get_dataset_path(name), []
     try:
-        if not (folder / "data").exists():
-            minari.download_dataset(name)
-        for e in (dataset := minari.load_dataset(name)).iterate_episodes():
-            obs = e.observations
+        for e in (dataset := minari.load_dataset(name, download=True)).iterate_episodes():
+            obs, last = e.observations, np.arange(len(e.rewards)) == len(e.rewards) - 1
             if isinstance(obs, dict):  # in the order of gymnasium's FlattenObservation
                 obs = np.concatenate([obs[k] for k in dataset.observation_space], -1)
-            last = np.arange(len(e.rewards)) == len(e.rewards) - 1
             parts.append((obs[:-1], e.actions, e.rewards, e.terminations, last, obs[1:]))
-        keys = "observations actions rewards terminals timeouts next_observations".split()
-        return {k: np.concatenate(column) for k, column in zip(keys, zip(*parts))}, dataset
+        columns = [np.concatenate(column) for column in zip(*parts)]
+        return dict(zip(KEYS, columns, strict=True)), dataset  # strict: there are episodes
     except Exception as error:  # whatever Minari, HDF5 or the network raise
         raise SystemExit(f"Minari dataset {name} cannot be read ({type(error).__name__}: {error}). "
                          f"Delete {folder} if it exists, then run: minari download {name}")
 
 def load_dataset(args: Args) -> tuple[dict, dict]:
     """All rows of the dataset (see to_rows) and the task: their source, the scoring of policies."""
-    name, spec, ref, local = args.env, None, (None, None), minari.list_local_datasets()
+    name, local = args.env, minari.list_local_datasets()
     near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *MINARI_IDS, *gym.registry])
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    if name in D4RL_FILES:
-        env_id, *ref = D4RL_ENVS[name.split("-")[0]]
-        spec = gym.spec(env_id)
+    hint, rebuilt = f"; did you mean {' or '.join(near)}?" * bool(near), name.startswith("rebuilt/")
+    env_id, *ref = D4RL_ENVS[name.split("-")[0]] if name in D4RL_FILES else (name, None, None)
+    spec = gym.registry.get(env_id)
     if args.dataset_file:
-        source, spec = f"file {args.dataset_file}", spec or gym.registry.get(name)
-        raw = read_hdf5(args.dataset_file)
-        if spec is None:
-            raise SystemExit(f"--env {name}: no registered Gymnasium id and no D4RL name{hint}")
+        source, raw = f"file {args.dataset_file}", read_hdf5(args.dataset_file)
     elif name in D4RL_FILES:
         source, raw = "D4RL file", read_hdf5(d4rl_file(name))
     elif name in local or name in MINARI_IDS:
-        raw, dataset = read_minari(name)
-        source = "rebuilt" if name.startswith("rebuilt/") else "Minari"
+        source, (raw, dataset) = "Minari", read_minari(name)
         ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
         spec = dataset._eval_env_spec or dataset.env_spec
-    elif name.startswith("rebuilt/"):
-        raise SystemExit(f"no {name} here; build it: python benchmarks/collect.py {name}{hint}")
     else:
-        raise SystemExit(f"unknown dataset {name}{hint or '; own data: --dataset-file'}")
+        build = f"build it: python benchmarks/collect.py {name}"
+        raise SystemExit(f"there is no dataset {name}{hint}; "
+                         + (build if rebuilt else "for your own data use --dataset-file"))
     if spec is None or spec.max_episode_steps is None:
-        raise SystemExit(f"{name}: its environment needs a time limit (max_episode_steps)")
+        raise SystemExit(f"--env {name}: no registered Gymnasium id with a time limit "
+                         f"(max_episode_steps){hint}")
     return to_rows(raw, {
-        "name": name, "source": source, "env_id": spec.id, "env_spec": spec.to_json(),
-        "horizon": spec.max_episode_steps, "ref_min": ref[0], "ref_max": ref[1]})
+        "name": name, "source": "rebuilt" if rebuilt else source, "ref_min": ref[0],
+        "ref_max": ref[1], "env_id": spec.id, "env_spec": spec.to_json(),
+        "horizon": spec.max_episode_steps})
 
 def to_rows(raw: dict, task: dict) -> tuple[dict, dict]:
     """Check flat arrays, find each row's next state; returns rows, and the task with their sizes.
@@ -368,21 +360,21 @@ def to_rows(raw: dict, task: dict) -> tuple[dict, dict]:
     one ends, that row is another's: stored next_observations serve if they agree elsewhere.
     """
     env, digest, n = make_env(task), hashlib.sha256(), len(raw["rewards"])
-    boxes = {"observations": env.observation_space, "actions": env.action_space}
-    boxes["next_observations"] = boxes["observations"]
+    name = f"{task['name']} ({task.get('source', 'arrays')})"
+    shapes = {"actions": env.action_space.shape, "observations": env.observation_space.shape}
+    shapes["next_observations"] = shapes["observations"]
     rows = {k: np.asarray(v, np.float32) for k, v in raw.items()}
     for key, array in rows.items():
-        shape = (n, *boxes[key].shape) if key in boxes else (n,)
-        if array.shape != shape or array.ndim != 1 + (key in boxes):
-            raise SystemExit(f"{task['name']}: {key} has shape {array.shape}; {n} rewards and "
+        shape = (n, *shapes.get(key, ()))
+        if array.shape != shape or array.ndim != 1 + (key in shapes):
+            raise SystemExit(f"{name}: {key} has shape {array.shape}; {n} rewards and "
                              f"{task['env_id']} ask for {shape}, and for vectors")
-        if not np.isfinite(array).all():
-            first = np.argwhere(~np.isfinite(array))[0][0]
-            raise SystemExit(f"{task['name']}: NaN or infinity in {key}, first in row {first}")
+        if len(bad := np.argwhere(~np.isfinite(array))):
+            raise SystemExit(f"{name}: NaN or infinity in {key}, first in row {bad[0][0]}")
         digest.update(array.tobytes())
     ends = (rows["terminals"] > 0) | (rows.pop("timeouts") > 0)
     if not ends.any():
-        raise SystemExit(f"{task['name']}: no episode ends, terminals and timeouts are never set")
+        raise SystemExit(f"{name}: no episode ends, terminals and timeouts are never set")
     following, known = np.roll(rows["observations"], -1, 0), ~ends
     known[-1] = False
     stored = rows.get("next_observations")
@@ -446,10 +438,8 @@ def masked_mean(x, mask):
     return (x * mask).sum(-1) / mask.sum(-1).clamp(min=1)
 
 def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.ndarray:
-    """Raw returns (N, episodes) of deterministic episodes; the i-th starts alike for every seed.
-
-    The environments step in turn in this process, ten per seed, with one policy call for all.
-    """
+    """Raw returns (N, episodes) of deterministic episodes; the i-th starts alike for every seed."""
+    # ten environments per seed step in turn in this process, with one policy call for all
     envs = [[make_env(task) for _ in range(min(episodes, 10))] for _ in range(num_seeds)]
     box, returns = envs[0][0].action_space, np.zeros((num_seeds, episodes))
     for first in range(0, episodes, 10):
@@ -490,8 +480,9 @@ def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     if args.precision == "fp32" or args.precision == "auto" and rounds:
         torch.set_float32_matmul_precision("highest")
     autocast = args.precision == "bf16" and not rounds
-    print(f"{device}, {execution}, {torch.get_num_threads()} CPU threads; products {error():.0e} "
-          f"exact ({torch.get_float32_matmul_precision()}{', bf16 autocast' * autocast})")
+    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; matrix products "
+          f"'{torch.get_float32_matmul_precision()}', relative error {error():.0e}"
+          + ", bf16 autocast" * autocast)
     return device, execution, autocast
 
 class Run:
@@ -507,12 +498,21 @@ class Run:
         self.seeds = [*range(args.seed, args.seed + args.num_seeds)]
         weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         self.agent = ALGORITHM(args, task["obs_dim"], task["act_dim"], weights, device)
-        # 2^32: other numbers than those that drew the weights
-        self.generators = [torch.Generator(device).manual_seed(2**32 + s) for s in self.seeds]
-        self.phase, self.step, self.evaluations, self.parts = 0, 0, [], []
+        # 2^31: other numbers than those that drew the weights; on CPUs only 32 bits count
+        self.generators = [torch.Generator(device).manual_seed(2**31 + s) for s in self.seeds]
+        self.phase, self.step, self.evaluations = 0, 0, []
+        # by a shell: there may be no git
+        git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
+                             cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
+        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        versions = {m.__name__: str(m.__version__) for m in (torch, np, gym, minari, mujoco)}
+        self.parts = [{  # what a number needs beside it; every resume adds one
+            "commit": git.stdout.strip() or "unknown", "device": f"{device} ({chip})",
+            "threads": torch.get_num_threads(), "versions": versions, "from": [0, 0],
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"), "evaluation_seconds": 0.0}]
 
     def use(self, rows: dict) -> None:
-        """Put the rows on the device as one table."""
+        """Put the rows on the device as one table: one gather makes a batch."""
         self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
         columns = [rows[k].reshape(len(rows[k]), -1) for k in self.shapes]
         self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
@@ -531,8 +531,10 @@ class Run:
     def begin(self, phase: int) -> None:
         """Make the phase's update the one that advance() runs."""
         self.update = torch.compile(self.agent.phases[phase][2], disable=self.execution == "eager")
-        self.stream = torch.cuda.Stream(self.device) if self.execution == "capture" else None
         self.graph, self.warm, self.sums, self.count = None, 0, None, 0
+        if self.execution == "capture":  # no graph records the default stream: leave it for good
+            torch.cuda.synchronize(self.device)
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
 
     def once(self) -> None:
         """One update, without autocast's cache, which would keep copies of outdated weights."""
@@ -549,18 +551,15 @@ class Run:
                 self.graph.replay()
                 updates -= UPDATES_PER_GRAPH
                 continue
-            with torch.cuda.stream(self.stream):  # None: where we are
-                self.once()
+            self.once()
             updates, self.warm = updates - 1, self.warm + 1
-            if self.stream and self.warm == 5:  # the warm-up that a graph needs are real updates
-                torch.cuda.synchronize(self.device)
-                graph = torch.cuda.CUDAGraph()
+            if self.execution == "capture" and self.warm == 5:  # real updates were the warm-up
+                self.graph = torch.cuda.CUDAGraph()
                 for generator in self.generators:
-                    graph.register_generator_state(generator)
-                with torch.cuda.graph(graph, stream=self.stream):
+                    self.graph.register_generator_state(generator)
+                with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(self.device)):
                     for _ in range(UPDATES_PER_GRAPH):
                         self.once()
-                self.graph = graph
 
     def means(self) -> dict:
         """Statistics averaged since the last call, name -> (N,). Here the device is waited for."""
@@ -575,14 +574,14 @@ class Run:
         """Evaluate all seeds, keep the result, return the scores (N,)."""
         start = time.time()
         returns = evaluate(self.agent, self.task, len(self.seeds), episodes, self.device).mean(1)
-        self.evaluations.append({
-            "update": self.step, "episodes": episodes, "returns": returns.tolist(),
-            "scores": score(self.task, returns).tolist()})
+        scores = score(self.task, returns)
+        self.evaluations.append({"update": self.step, "episodes": episodes,
+                                 "returns": returns.tolist(), "scores": scores.tolist()})
         self.parts[-1]["evaluation_seconds"] += time.time() - start
-        return score(self.task, returns)
+        return scores
 
     def save(self, finished: bool = False) -> None:
-        """Write checkpoint.pt, all that the rest of the run depends on, and result.json."""
+        """Write result.json, and checkpoint.pt: all that the rest of the run depends on."""
         seconds = time.time() - self.clock - self.parts[-1]["evaluation_seconds"]
         self.parts[-1] |= {"to": [self.phase, self.step], "training_seconds": seconds}
         args = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
@@ -595,14 +594,14 @@ class Run:
         torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
                     "generators": [g.get_state() for g in self.generators],
                     "optimizers": optimizers}, buffer := io.BytesIO())
-        contents = {"checkpoint.pt": buffer.getvalue(),
-                    "result.json": json.dumps(result, indent=1).encode()}
-        for path, content in ((self.args.run_dir / k, v) for k, v in contents.items()):
-            try:  # the whole file or the old one
-                path.with_suffix(".tmp").write_bytes(content)
-                path.with_suffix(".tmp").rename(path)
-            finally:
-                path.with_suffix(".tmp").unlink(missing_ok=True)
+        part = self.args.run_dir / "checkpoint.tmp"
+        try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
+            part.write_bytes(json.dumps(result, indent=1).encode())
+            part.rename(self.args.run_dir / "result.json")
+            part.write_bytes(buffer.getvalue())
+            part.rename(self.args.run_dir / "checkpoint.pt")
+        finally:
+            part.unlink(missing_ok=True)
 
     def restore(self, state: dict) -> None:
         """Go back to what save() stored, possibly on another device."""
@@ -610,131 +609,108 @@ class Run:
         for name, optimizer in self.agent.optimizers.items():  # with this device's own flags
             groups = optimizer.state_dict()["param_groups"]
             optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
-        self.__dict__.update({k: state[k] for k in ("phase", "step", "evaluations", "parts")})
-        for seed, generator, stored in zip(self.seeds, self.generators, state["generators"]):
-            if state["device"] == self.device.type:
+        self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
+        self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
+        if state["device"] == self.device.type:  # others draw differently: start anew
+            for generator, stored in zip(self.generators, state["generators"]):
                 generator.set_state(stored)
-            else:  # CPU and CUDA draw differently: a fresh stream
-                generator.manual_seed(2**33 + seed + self.step)
 
 def train(run: Run) -> None:
     """From where `run` stands to its end: updates, curves, evaluations, checkpoints."""
     args, phases, stop = run.args, run.agent.phases, []
+    every = LOG_EVERY, args.eval_every, args.checkpoint_every
     for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends the process at once
         signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
     for run.phase in range(run.phase, len(phases)):
         (name, total, _), last = phases[run.phase], run.phase == len(phases) - 1
-        began, first, folder = time.time(), run.step, args.run_dir / "tensorboard"
-        writers = [SummaryWriter(f"{folder}/{name}-{s}", purge_step=first + 1) for s in run.seeds]
-        bar = tqdm(total=total, initial=first, desc=name, disable=None, mininterval=1)
-        rate = lambda: max(run.step - first, 1) / (time.time() - began)
+        first, began, folder = run.step, time.time(), f"{args.run_dir}/tensorboard/{name}"
+        due, purge = (False, not run.evaluations, False), first + bool(first or run.evaluations)
         run.begin(run.phase)
-
-        def log(values: dict) -> None:
-            for tag, (i, writer) in itertools.product(values, enumerate(writers)):
-                writer.add_scalar(tag, values[tag][i], run.step)
-
-        def measure(episodes: int) -> None:
-            scores = run.measure(episodes)
-            log({"score": scores, "return": run.evaluations[-1]["returns"]})
-            bar.write(f"update {run.step:,} of {total:,}: score {scores.mean():.1f} ± "
-                      f"{scores.std():.1f}, {len(scores)} seeds x {episodes} episodes; "
-                      f"{rate():.1f} updates/s, {(total - run.step) / rate() / 60:.0f} min left")
-
-        if last and not run.evaluations:
-            measure(args.eval_episodes)
-        while run.step < total:
-            every = LOG_EVERY, args.eval_every, args.checkpoint_every
-            run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
-            bar.update(run.step - bar.n)
-            log_now, measure_now, save_now = (not run.step % n or run.step == total for n in every)
-            if log_now or stop:
-                log({**run.means(), "updates_per_second": [rate()] * len(writers)})
-            if last and measure_now:
-                measure(args.eval_episodes if run.step < total else args.final_eval_episodes)
-            if save_now or stop:
-                run.save(finished=last and run.step == total)
-            if stop and run.step < total:
-                bar.close()
-                folder = [] if "--run-dir" in " ".join(sys.argv) else ["--run-dir", args.run_dir]
-                print(f"stopped at update {run.step}; to go on:\n  "
-                      + shlex.join(map(str, ["python", *sys.argv, *folder])))
-                raise SystemExit(128 + stop[0])
-        for closing in (bar, *writers):
-            closing.close()
+        with contextlib.ExitStack() as stack:  # closes them in any case: curves reach the disk
+            writers = [stack.enter_context(SummaryWriter(f"{folder}-{seed}", purge_step=purge))
+                       for seed in run.seeds]
+            bar = stack.enter_context(tqdm(total=total, initial=first, desc=name, disable=None))
+            while True:
+                values, rate = {}, (run.step - first) / (time.time() - began)
+                if run.count and (due[0] or due[2] or stop):  # a diverged run is never saved
+                    means = run.means() | {"updates_per_second": [rate] * args.num_seeds}
+                    values = means if due[0] or stop else {}
+                if last and due[1]:
+                    episodes = args.eval_episodes if run.step < total else args.final_eval_episodes
+                    scores = run.measure(episodes)
+                    values |= {"score": scores, "return": run.evaluations[-1]["returns"]}
+                    left = f", {(total - run.step) / rate / 60:.1f} min left" if rate else ""
+                    bar.write(f"update {run.step:,} of {total:,}: score {scores.mean():.1f} ± "
+                              f"{scores.std():.1f}, {len(scores)} seeds x {episodes} episodes; "
+                              f"{rate:.1f} updates/s{left}")
+                for tag, (i, writer) in itertools.product(values, enumerate(writers)):
+                    writer.add_scalar(tag, values[tag][i], run.step)
+                if due[2] or stop:
+                    run.save(finished=last and run.step == total)
+                if run.step == total:
+                    break
+                if stop and run.step > first:
+                    command = shlex.join(["python", *sys.argv])
+                    bar.write(f"stopped at update {run.step}; to go on:\n  {command}")
+                    raise SystemExit(128 + stop[0])
+                run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
+                bar.update(run.step - bar.n)
+                due = [run.step == total or not run.step % n for n in every]
         run.step *= last
 
-def report(task: dict, scores: list, what: str) -> None:
-    """Print the headline: mean and deviation over seeds, beside the data's own score."""
-    unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
-    print(f"{task['name']}, {what}: {unit} {np.mean(scores):.1f} ± {np.std(scores):.1f} over "
-          f"{len(scores)} seeds ({', '.join(f'{s:.1f}' for s in scores)}); behaviour policy "
-          f"{task['data_score']:.1f}")
-
-def provenance(device) -> dict:
-    """What a number needs beside it: commit, versions, machine, time."""
-    folder = shlex.quote(str(Path(__file__).resolve().parent))
-    git = subprocess.run(f"git -C {folder} describe --always --dirty --abbrev=40 --exclude='*'",
-                         shell=True, capture_output=True, text=True).stdout.strip()
-    versions = {m.__name__: str(m.__version__) for m in (torch, np, gym, minari, mujoco)}
-    chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"commit": git or "unknown", "device": f"{device} ({chip})",
-            "threads": torch.get_num_threads(), "versions": versions,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"), "evaluation_seconds": 0.0}
-
 def main() -> None:
-    """The command line: resume or begin a run, or evaluate one."""
-    args, script, state = tyro.cli(Args), Path(__file__).stem, None
-    for key, value in vars(args).items():
-        if type(value) is int and key != "seed" and value < 1:
-            raise SystemExit(f"--{key.replace('_', '-')} is {value}, it must be at least 1")
+    """The command line: begin or resume a run, or evaluate one."""
+    args, script, state = tyro.cli(Args), Path(__file__).stem, {"args": {}, "finished": False}
+    if low := [k for k, v in vars(args).items() if type(v) is int and k != "seed" and v < 1]:
+        raise SystemExit(f"must be at least 1: --{', --'.join(low)}".replace("_", "-"))
     warnings.filterwarnings("ignore", module="gymnasium|minari")
     gym.logger.min_level = gym.logger.ERROR
     socket.setdefaulttimeout(30)
     mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
-    if args.run_dir and (path := args.run_dir / "checkpoint.pt").exists():
+    if resumed := bool(args.run_dir and (path := args.run_dir / "checkpoint.pt").exists()):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             assert state["script"] == script, f"it belongs to {state['script']}.py"
         except Exception as error:
-            raise SystemExit(f"{path} is no checkpoint of {script}.py, choose another --run-dir: "
-                             + str(error).splitlines()[0])
-    if args.eval_only:
-        if not state:
-            raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
-        free = "device", "execution", "run_dir", "final_eval_episodes"
-        stored = {k: v for k, v in state["args"].items() if k not in free}
-        run = Run(dataclasses.replace(args, **stored), state["task"], choose_device(args)[0])
-        run.restore(state)
-        scores = run.measure(args.final_eval_episodes)
-        return report(run.task, scores, f"update {run.step}, {args.final_eval_episodes} episodes")
-    args = fill_settings(args)
-    free = "device", "run_dir", "checkpoint_every"
-    if other := [f"--{k.replace('_', '-')} {v}" for k, v in (state or {"args": {}})["args"].items()
-                 if k not in free and str(v) != str(getattr(args, k))]:
+            raise SystemExit(f"{path} is no checkpoint of {script}.py, choose another --run-dir "
+                             f"({error!r:.150})")
+    elif args.eval_only:
+        raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
+    free = ["device", "run_dir", "checkpoint_every"]  # what may differ from the run that goes on
+    free += ["execution", "final_eval_episodes", "eval_only"] * args.eval_only
+    stored = {k: v for k, v in state["args"].items() if k not in free}
+    args = dataclasses.replace(args, **stored) if args.eval_only else fill_settings(args)
+    if other := [f"--{k.replace('_', '-')} {v}" for k, v in stored.items()
+                 if str(v) != str(getattr(args, k, None))]:
         raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat them, or "
                          "choose another --run-dir")
-    if state and state["finished"]:
-        return report(state["task"], state["final"]["scores"], f"finished run {args.run_dir}")
-    device, execution, autocast = choose_device(args)
-    rows, task = load_dataset(args)
-    if state and state["task"]["fingerprint"] != task["fingerprint"]:
-        raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
-    print(f"data: {task['name']} ({task['source']}), {task['transitions']:,} rows, "
-          f"{task['episodes']:,} episodes of return {task['data_return']:.1f} ± "
-          f"{task['data_std']:.1f}, score {task['data_score']:.1f}; evaluated on {task['env_id']}")
-    name = f"{script}-{args.env.replace('/', '-')}-seed{args.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    args = dataclasses.replace(args, run_dir=args.run_dir or Path("runs") / name)
-    run = Run(args, task, device, execution, autocast)
-    run.use(prepare(rows, task))
-    if state:
+    idle, device = args.eval_only or state["finished"], choose_device(args)
+    rows, task = (None, state["task"]) if idle else load_dataset(args)
+    print("data: {name} ({source}), {transitions:,} rows, {episodes:,} episodes of return "
+          "{data_return:.1f} ± {data_std:.1f}, score {data_score:.1f}; evaluated on {env_id}"
+          .format(**task))
+    if not args.run_dir:
+        now, env = time.strftime("%Y%m%d-%H%M%S"), args.env.replace("/", "-")
+        args.run_dir = Path(f"runs/{script}-{env}-seed{args.seed}-{now}")
+        sys.argv += ["--run-dir", str(args.run_dir)]  # for the command that goes on with it
+    run = Run(args, task, *device)
+    if resumed:
+        if state["task"]["fingerprint"] != task["fingerprint"]:
+            raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
         run.restore(state)
-        print(f"resumed at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
-    args.run_dir.mkdir(parents=True, exist_ok=True)
-    run.parts.append(provenance(device) | {"from": [run.phase, run.step]})
-    train(run)
-    report(task, run.evaluations[-1]["scores"], f"{args.final_eval_episodes} episodes")
-    print(f"results: {args.run_dir}/result.json; curves: tensorboard --logdir {args.run_dir}")
+        word, phase = "finished" if state["finished"] else "resumed", run.agent.phases[run.phase][0]
+        print(f"{word} at update {run.step} of phase '{phase}'")
+    if args.eval_only:
+        run.measure(args.final_eval_episodes)
+    elif not idle:
+        run.use(prepare(rows, task))
+        train(run)
+    scores, episodes = (run.evaluations[-1][k] for k in ("scores", "episodes"))
+    unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
+    print(f"{args.env}, update {run.step}, {episodes} episodes: {unit} {np.mean(scores):.1f} ± "
+          f"{np.std(scores):.1f} over {len(scores)} seeds ({', '.join(f'{x:.1f}' for x in scores)})"
+          f"; behaviour policy {task['data_score']:.1f}\n"
+          f"results: {args.run_dir}/result.json; curves: tensorboard --logdir {args.run_dir}")
 
 if __name__ == "__main__":
     try:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,6 +27,7 @@ SMALL = ("--hidden 16 --execute-hidden 12 --batch-size 20 --eval-episodes 2 "
 def por():
     """The script as a module."""
     torch.set_num_threads(1)
+    gym.logger.min_level = gym.logger.ERROR  # v4 environments are meant
     import por
     return por
 
@@ -94,7 +96,7 @@ def run_cli(start_cli):
 
 
 def random_episodes(env_id: str, rows: int, cut: int, seed: int) -> dict:
-    """Flat arrays, as D4RL stores them, of a random policy whose episodes are cut after `cut` steps.
+    """Flat arrays, as D4RL stores them, of a random policy; episodes are cut after `cut` steps.
 
     The last episode ends with the rows, mostly unfinished.
     """
@@ -152,19 +154,22 @@ def tiny_minari(hopper):
 
     def write(name: str, raw: dict | None = None) -> dict:
         raw, buffers, first = raw or hopper(), [], 0
-        ends = np.flatnonzero(raw["terminals"] | raw["timeouts"]) + 1
-        for last in ends:
+        for last in np.flatnonzero(raw["terminals"] | raw["timeouts"]) + 1:
             part = slice(first, last)
-            obs = np.concatenate([raw["observations"][part], raw["next_observations"][last - 1:last]])
+            final = raw["next_observations"][last - 1:last]
+            obs = np.concatenate([raw["observations"][part], final])
             buffers.append(EpisodeBuffer(
                 observations=obs, actions=raw["actions"][part], rewards=raw["rewards"][part],
                 terminations=raw["terminals"][part], truncations=raw["timeouts"][part], seed=0))
             first = last
         if (namespace := name.rpartition("/")[0]) not in list_local_namespaces():
             create_namespace(namespace)
-        minari.create_dataset_from_buffers(
-            name, buffers, env=gym.spec("Hopper-v4"), data_format="hdf5", algorithm_name="random",
-            author="SOLO", description="test", ref_min_score=-20.0, ref_max_score=3000.0)
+        with warnings.catch_warnings():  # of what is left out on purpose
+            warnings.simplefilter("ignore")
+            minari.create_dataset_from_buffers(
+                name, buffers, env=gym.spec("Hopper-v4"), data_format="hdf5", author="SOLO",
+                algorithm_name="random", description="test", ref_min_score=-20.0,
+                ref_max_score=3000.0)
         return {key: array[:first] for key, array in raw.items()}
     return write
 

@@ -1,14 +1,13 @@
-"""Tests of algorithms/por.py: its mathematics, its data, its command, its words when it cannot go on.
+"""Tests of algorithms/por.py: its mathematics, its data, its command, its words of refusal.
 
     python -m pytest tests/test_por.py
 """
 
-import copy
+import errno
 import functools
+import hashlib
 import http.server
 import json
-import errno
-import hashlib
 import os
 import re
 import runpy
@@ -215,8 +214,9 @@ def test_rows_without_a_known_next_state_teach_v_alone(por, guide):
     for change in ("actions next_observations", "rewards"):
         other_stats, other = gradients(change)
         changed = {name for name in plain if not torch.equal(plain[name], other[name])}
-        assert {name.split(".")[0] for name in changed} == ({"value"} if "r" == change[0] else set())
-        assert torch.equal(stats["loss/value"], other_stats["loss/value"]) == ("r" != change[0])
+        for_v = change == "rewards"
+        assert {name.split(".")[0] for name in changed} == ({"value"} if for_v else set())
+        assert torch.equal(stats["loss/value"], other_stats["loss/value"]) != for_v
         for name in stats.keys() - {"loss/value", "weight"}:
             assert torch.equal(stats[name], other_stats[name]), name
 
@@ -540,8 +540,8 @@ def test_where_all_servers_fail_the_message_says_what_to_do(d4rl):
     with pytest.raises(SystemExit) as end:
         d4rl.fetch()
     text = str(end.value)
-    for word in (d4rl.urls[0] + d4rl.name, d4rl.urls[1] + d4rl.name, "404",
-                 str(d4rl.target), "benchmarks/collect.py hopper-medium", "rebuilt/hopper/medium-v0"):
+    for word in (*(url + d4rl.name for url in d4rl.urls), "404", str(d4rl.target),
+                 "benchmarks/collect.py hopper-medium", "rebuilt/hopper/medium-v0"):
         assert word in text, text
     assert list(d4rl.target.parent.iterdir()) == []
 
@@ -840,6 +840,30 @@ def test_a_terminated_run_says_where_it_is_and_how_to_go_on(folder, stopped_run)
     assert words.endswith(shlex.join(command("stopped", WEIGHTED)))
 
 
+def test_a_terminated_run_without_a_run_dir_names_the_folder_it_took(terminated, main):
+    words = ["--env", "hopper-medium-v2", "--dataset-file", "data.hdf5", "--guide", "weighted",
+             "--seed", 5, "--num-updates", 40, "--eval-every", 20]
+    again = shlex.split(terminated(words, 20, "score").out.splitlines()[-1])
+    (run_dir,) = Path("runs").iterdir()
+    assert again[-2:] == ["--run-dir", str(run_dir)]
+    end = main(*again[again.index("--env"):])
+    assert end.code == 0 and "resumed at update 20 " in end.out and result_of(run_dir)["finished"]
+
+
+def test_a_termination_at_the_end_of_a_phase_is_not_lost(terminated, main):
+    words = command("run", ["--guide", "q", "--behavior-updates", 20, "--num-updates", 200])
+    end = terminated(words, 20, "loss/behavior")
+    assert end.code == 143 and "stopped at update 100;" in end.out
+    assert result_of(Path("run"))["phase"] == 1
+    end = main(*words)
+    assert end.code == 0 and "resumed at update 100 of phase 'train'" in end.out
+
+
+def test_a_termination_at_the_very_end_lets_the_run_finish(terminated):
+    end = terminated(command("run", ["--guide", "weighted", "--num-updates", 20]), 20, "score")
+    assert end.code == 0 and result_of(Path("run"))["finished"] and "stopped" not in end.out
+
+
 def test_the_parts_of_a_stopped_run_follow_each_other(folder, stopped_run, stopped_q_run):
     for run_dir, end in (("stopped", [0, LONG]), ("stopped-q", [1, 150])):
         parts = result_of(folder / run_dir)["parts"]
@@ -938,18 +962,20 @@ def unended(raw: dict) -> dict:
 
 
 DAMAGES = {  # what is done to a good file -> words of the refusal
-    "truncated": (lambda path, _: path.write_bytes(path.read_bytes()[:5000]), ["HDF5"]),
-    "no HDF5": (lambda path, _: path.write_text("observations\n1,2,3\n"), ["HDF5"]),
-    "absent": (lambda path, _: path.unlink(), []),
-    "empty": (lambda path, _: path.write_bytes(b""), ["HDF5"]),
-    "no timeouts": (lambda path, write: write(path, without=["timeouts"]), ["timeouts missing"]),
+    "truncated": (lambda path, _: path.write_bytes(path.read_bytes()[:5000]), ["my.hdf5", "HDF5"]),
+    "no HDF5": (lambda path, _: path.write_text("observations\n1,2,3\n"), ["my.hdf5", "HDF5"]),
+    "absent": (lambda path, _: path.unlink(), ["my.hdf5"]),
+    "empty": (lambda path, _: path.write_bytes(b""), ["my.hdf5", "HDF5"]),
+    "no timeouts": (lambda path, write: write(path, without=["timeouts"]),
+                    ["my.hdf5", "timeouts missing"]),
     "no arrays": (lambda path, write: write(path, {"a": np.zeros(3)}),
-                  ["observations, actions, rewards, terminals, timeouts missing"]),
+                  ["my.hdf5: observations, actions, rewards, terminals, timeouts missing"]),
     "NaN": (lambda path, write: write(path, change=nan), ["NaN", "observations", "row 7"]),
     "infinity": (lambda path, write: write(path, change=lambda raw: raw | {
         "rewards": np.where(np.arange(400) == 3, np.inf, raw["rewards"])}), ["rewards", "row 3"]),
     "other observations": (lambda path, write: write(path, change=lambda raw: raw | {
-        k: raw[k][:, :8] for k in ("observations", "next_observations")}), ["(400, 8)", "(400, 11)"]),
+        k: raw[k][:, :8] for k in ("observations", "next_observations")}),
+                           ["(400, 8)", "(400, 11)"]),
     "other actions": (lambda path, write: write(path, change=lambda raw: raw | {
         "actions": raw["actions"][:, :2]}), ["actions", "(400, 2)", "(400, 3)"]),
     "flat actions": (lambda path, write: write(path, change=lambda raw: raw | {
@@ -958,7 +984,7 @@ DAMAGES = {  # what is done to a good file -> words of the refusal
         "rewards": raw["rewards"][:-1]}), ["399"]),
     "no end": (lambda path, write: write(path, change=unended), ["terminals", "timeouts"]),
     "no rows": (lambda path, write: write(path, change=lambda raw: {
-        k: v[:0] for k, v in raw.items()}), ["my.hdf5"])}
+        k: v[:0] for k, v in raw.items()}), ["no episode ends"])}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -969,8 +995,6 @@ def test_a_damaged_file_is_refused(main, hopper, tiny_hdf5, damage):
     act, words = DAMAGES[damage]
     act(path, write)
     end = main("--env", "hopper-medium-v2", "--dataset-file", "my.hdf5", *TINY)
-    if damage != "no rows":
-        words = ["my.hdf5" if "HDF5" in words or "missing" in words[-1:] else "", *words]
     refusal(end, *words)
 
 
@@ -1030,23 +1054,31 @@ def test_a_checkpoint_of_something_else_is_refused(folder, weighted_run, main, d
 
 
 @pytest.fixture
-def unfinished(tiny_hdf5, main, monkeypatch):
-    """Words of a command whose run in ./run was terminated at update 20 of 40."""
+def terminated(main, tiny_hdf5, monkeypatch):
+    """Run a command in this process; it gets SIGTERM when it writes its curves of a step."""
+    from torch.utils.tensorboard import SummaryWriter
     tiny_hdf5(Path("data.hdf5"))
+    add = SummaryWriter.add_scalar
+
+    def call(words: list, at: int, tag: str):
+        def add_scalar(self, name, value, step, **more):
+            if (step, name) == (at, tag) and self.log_dir.endswith("-5"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return add(self, name, value, step, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SummaryWriter, "add_scalar", add_scalar)
+            return main(*words)
+
+    return call
+
+
+@pytest.fixture
+def unfinished(terminated):
+    """Words of a command whose run in ./run was terminated at update 20 of 40."""
     words = command("run", ["--guide", "weighted", "--num-updates", 40, "--checkpoint-every", 20,
                             "--eval-every", 20])
-    from torch.utils.tensorboard import SummaryWriter
-    add, steps = SummaryWriter.add_scalar, []
-
-    def add_scalar(self, tag, value, step, **more):
-        if step == 20 and not steps:
-            steps.append(step)
-            os.kill(os.getpid(), signal.SIGTERM)
-        return add(self, tag, value, step, **more)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(SummaryWriter, "add_scalar", add_scalar)
-        assert main(*words).code in (0, 143)
+    assert terminated(words, 20, "score").code == 143
     result = result_of(Path("run"))
     assert not result["finished"] and result["step"] == 20
     return words
@@ -1079,7 +1111,7 @@ def test_a_run_goes_on_with_another_checkpoint_interval(unfinished, main):
     assert [e["update"] for e in result_of(Path("run"))["evaluations"]] == [0, 20, 40]
 
 
-@pytest.mark.parametrize("checkpoint_every", [1000, 300])
+@pytest.mark.parametrize("checkpoint_every", [20, 15])  # with the curves' points, and between
 def test_a_diverging_run_stops_and_keeps_a_good_checkpoint(por, tiny_hdf5, main, monkeypatch,
                                                            checkpoint_every):
     tiny_hdf5(Path("data.hdf5"))
@@ -1094,12 +1126,12 @@ def test_a_diverging_run_stops_and_keeps_a_good_checkpoint(por, tiny_hdf5, main,
         return update(self, batch)
 
     monkeypatch.setattr(por.POR, "update", poisoned)
-    end = main(*command("run", ["--guide", "weighted", "--num-updates", 2000, "--checkpoint-every",
-                                {1000: 20, 300: 15}[checkpoint_every]]))
+    end = main(*command("run", ["--guide", "weighted", "--num-updates", 2000,
+                                "--checkpoint-every", checkpoint_every]))
     assert end.code == 1 and "loss/guide" in end.err and "Traceback" not in end.err, end.err
     assert "loss/value" not in end.err and "checkpoint" in end.err
     state = torch.load("run/checkpoint.pt")
-    assert state["step"] < 25
+    assert state["step"] == checkpoint_every
     assert all(torch.isfinite(x).all() for x in state["agent"].values())
 
 
