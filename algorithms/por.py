@@ -24,7 +24,7 @@ As the authors' code (github ryanxhr/POR @ e692bb3), and beyond the formulas:
 Unlike the authors' code:
 - Returns for that scale come from true episodes; theirs, cut every 1000 rows, drift at timeouts.
 - After a terminal step D4RL's next state is the next episode's first. V never looks at it, g and
-  pi would learn it: such rows stay out of (4)-(6) unless the file holds the true next state.
+  pi would learn it: such rows stay out of (5), (6) and b unless the file has the true next state.
 - All `--num-seeds` train at once as batched products, each with its own weights and batches.
 - In evaluation actions are clipped to the environment's bounds, as D4RL's environments did.
 The authors report 78.6 on hopper-medium-v2 for this public code; the paper's 98.2 had another.
@@ -715,7 +715,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        raise SystemExit(f"the disk is full ({error}); free space, then repeat the command")
+    except OSError as error:  # a folder that is a file, missing rights, a full disk
+        full = "the disk is full; free space, then repeat the command: "
+        raise SystemExit(full * (error.errno == errno.ENOSPC) + str(error))
