@@ -666,6 +666,7 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="gymnasium|minari")
     gym.logger.min_level = gym.logger.ERROR
     socket.setdefaulttimeout(30)
+    torch.set_flush_denormal(True)  # Adam's moments of dead units decay to them; CPUs crawl there
     mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
     if resumed := bool(args.run_dir and (path := args.run_dir / "checkpoint.pt").exists()):
         try:
