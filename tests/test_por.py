@@ -1184,3 +1184,13 @@ def test_a_full_disk_leaves_the_old_checkpoint(unfinished, main, monkeypatch, ca
     capsys.readouterr()
     end = main(*unfinished)
     assert end.code == 0 and "resumed at update 20 " in end.out
+
+
+def test_denormals_are_flushed_before_training(por):
+    torch.set_flush_denormal(False)
+    try:
+        assert (torch.full((4,), 1e-38) * 0.1).count_nonzero() == 4
+        por.choose_device(por.Args(device="cpu"))
+        assert (torch.full((4,), 1e-38) * 0.1).count_nonzero() == 0
+    finally:
+        torch.set_flush_denormal(False)
