@@ -474,6 +474,8 @@ def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     execution = ("capture" if cuda else "eager") if args.execution == "auto" else args.execution
     if execution == "capture" and not cuda:
         raise SystemExit("--execution capture records CUDA graphs; it needs --device cuda")
+    if execution == "compile" and not cuda and " " in torch.__file__:
+        raise SystemExit("--execution compile: PyTorch cannot compile below a path with a space")
     # On CPUs "medium" means oneDNN: fp32, and on AMD twice as fast as MKL, unless the CPU has bf16
     # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" is TF32.
     exact = x.double() @ x.double()
