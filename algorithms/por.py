@@ -461,7 +461,7 @@ def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.nda
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     """Device, execution, use of autocast; sets and prints the precision of matrix products."""
-    # Before any thread exists, which inherit it: in a long run Adam's moments of dead units decay to
+    # Before any thread exists, which inherit it: in long runs Adam's moments of dead units decay to
     # denormals, which CPUs multiply slowly. Updates took half the time once these were flushed.
     torch.set_flush_denormal(True)
     auto = "cuda" if torch.cuda.is_available() else "cpu"
