@@ -13,8 +13,8 @@ g can chain states that no trajectory of the data visited in that order: state-s
     (7) act      a = argmax_a pi(a|s, g(s))
 
 tau = 1/2 gives the value of the behaviour policy, tau -> 1 that of the best transitions; V' is a
-slow copy of V. `--guide weighted` is (5): imitate the better of the observed next states.
-`--guide q` is (4): climb V, but stay near the data.
+slow copy of V. (5), `--guide weighted`, imitates the better of the observed next states; (4),
+`--guide q`, climbs V but stays near the data.
 
 As the authors' code (github ryanxhr/POR @ e692bb3), and beyond the formulas:
 - V is the smaller of two heads; the exponent in (5) is multiplied by alpha and its exp cut at 100.
@@ -37,7 +37,6 @@ The authors report 78.6 on hopper-medium-v2 for this public code; the paper's 98
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import torch
@@ -48,7 +47,7 @@ import torch.nn.functional as F
 @dataclass
 class Args:
     env: str = "hopper-medium-v2"  # D4RL name, Minari or rebuilt id; with a file: Gymnasium id
-    dataset_file: Path | None = None  # HDF5 in D4RL's layout, instead of the named dataset
+    dataset_file: str | None = None  # HDF5 in D4RL's layout, instead of the named dataset
     seed: int = 0  # first seed
     num_seeds: int = 1  # train seeds seed, seed + 1, ... at once
     num_updates: int = 1_000_000  # gradient updates; schedules end here
@@ -59,7 +58,7 @@ class Args:
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: fastest products that keep scores
     execution: Literal["auto", "eager", "compile", "capture"] = "auto"  # capture: CUDA graphs
-    run_dir: Path | None = None  # logs and checkpoint; an unfinished run in it goes on
+    run_dir: str | None = None  # logs and checkpoint; an unfinished run in it goes on
     checkpoint_every: int = 10_000  # updates between checkpoints
     eval_only: bool = False  # evaluate the checkpoint in --run-dir and stop
     # POR's own; None takes the dataset's row of SETTINGS
@@ -90,14 +89,14 @@ SETTINGS = [  # run_mujoco_por.sh, run_antmaze_por.sh; the first row that fits d
 ]
 
 
-def prepare(data: dict, task: dict) -> dict:
-    """Transform the rewards (main_por.py) and keep the rows that say where they led."""
-    returns = episode_returns(data)
+def prepare(args: Args, rows: dict, task: dict) -> dict:
+    """Transform the rewards (main_por.py): 0 and 1 to -1 and 0, or returns to a span of 1000."""
+    returns = episode_returns(rows)
     if "antmaze" in task["name"]:
-        data["rewards"] = data["rewards"] - 1
+        rows["rewards"] -= 1
     elif returns.max() > returns.min():
-        data["rewards"] = data["rewards"] * (task["horizon"] / (returns.max() - returns.min()))
-    return known_transitions(data)
+        rows["rewards"] *= task["horizon"] / (returns.max() - returns.min())
+    return rows
 
 
 class MLP(nn.Module):
@@ -148,8 +147,9 @@ class GaussianPolicy(nn.Module):
 class POR(nn.Module):
     """Networks, optimisers and updates of N seeds; everything in a batch is (N, B, ...)."""
 
-    def __init__(self, args: Args, obs_dim: int, act_dim: int, generators, device):
+    def __init__(self, args: Args, task: dict, generators, device):
         super().__init__()
+        obs_dim, act_dim = task["obs_dim"], task["act_dim"]
         self.args, self.noise_dim = args, obs_dim if args.guide == "q" else 0
         dims, wide = [obs_dim, args.hidden, args.hidden], [args.execute_hidden] * 2
         self.value = MLP(generators, [*dims, 1], heads=2, layer_norm=args.layer_norm)
@@ -175,7 +175,7 @@ class POR(nn.Module):
     def update_behavior(self, batch: dict) -> dict:
         """Clone s -> s' with b, which anchors Eq. 4."""
         log_b = self.behavior.log_prob(batch["observations"], batch["next_observations"])
-        minimize(self.optimizers["behavior"], loss := -masked_mean(log_b, batch["known"]))
+        minimize(self.optimizers["behavior"], loss := -(batch["known"] * log_b).mean(1))
         return {"loss/behavior": loss}
 
     def update(self, batch: dict) -> dict:
@@ -196,7 +196,7 @@ class POR(nn.Module):
             with torch.no_grad():
                 advantage = target - self.value(s).squeeze(-1).amin(1)
                 weight = (args.alpha * advantage).exp().clamp(max=100)
-            guide_loss = -masked_mean(weight * self.guide.log_prob(s, s2), batch["known"])
+            guide_loss = -(batch["known"] * weight * self.guide.log_prob(s, s2)).mean(1)
         else:  # Eq. 4 as in the authors' por.py
             mean, std = self.guide(s)
             goal = mean + std * batch["noise"]
@@ -206,7 +206,7 @@ class POR(nn.Module):
 
         # Eq. 6; guide and execute-policy share no weight, so one Adam serves both
         log_pi = self.execute.log_prob(torch.cat([s, s2], -1), batch["actions"])
-        execute_loss = -masked_mean(log_pi, batch["known"])
+        execute_loss = -(batch["known"] * log_pi).mean(1)
         cosine(self.optimizers["policies"], args.policy_lr, self.step, args.num_updates)
         minimize(self.optimizers["policies"], guide_loss + execute_loss)
         self.step += 1
@@ -214,37 +214,28 @@ class POR(nn.Module):
                 "value": v.mean((1, 2)), "weight": weight.mean(1)}
 
 
-ALGORITHM = POR
-
 # ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
 
 import contextlib, copy, dataclasses, difflib, errno, fnmatch, hashlib, io, itertools, json, os
 import platform, re, shlex, signal, socket, subprocess, sys, time, warnings
+from pathlib import Path
 import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-D4RL_FILES = """
-halfcheetah-random 237338037 25407aef85b5d16c0f36b4149341edb4acc6a9e88c1db529b2de19e7464874ba
-halfcheetah-medium 237727262 41324e8487a9556d8cfa4538827f8937f4d63dae3030825ebc9f3a726ed08ca0
-halfcheetah-medium-replay 59448533 48d494a4770c11f48260736dec090b78bdca8375647ed4d24bfa5b6610c7f683
-halfcheetah-medium-expert 474567252 015db75dae5bbe8e94029b71fa0bafc2073365df0c94744e71031189f3f79c06
-halfcheetah-expert 237464597 d9fe53bb994eb1e20a99b4fa3412cd76a1bb7966a7ff55e0fcbdd6081bd2965f
-halfcheetah-full-replay 291381762 27fdf7ea86e5a2cbd24d611ae9e703c86ec2e8e52823abc69dd9af6afb3a36c0
-hopper-random 152525345 63103ef7059db4c0819bd054f4e83ff339030b50bcdb46bdbe50385f234b5054
-hopper-medium 152756557 5bdf1bc4a713c82941de44633df669b36c89850b652a25985166796d25cf71a0
-hopper-medium-replay 75854457 e121c5f7c9857a307baa9edc6a2c3b48e85fedb9ac316ecddd0f48ca7ef4e39b
-hopper-medium-expert 304537315 9d51ad87f8c905be3880d84c6140bcdb7fbf39a19e046a237f238ba34fec9e26
-hopper-expert 152427435 01aa219a5f8eea5e639eccdc636ec2bf40e317159a95cf4bf6e985f16909941b
-hopper-full-replay 187998921 56baf95963c51c1e964049a974566c50ba80f289390565523e60c0ba83e0982e
-walker2d-random 216109364 4e863bb6090cf4a461548bd470564b32f1ae5b32ef3085f816b2ede7f092e7fa
-walker2d-medium 232254996 cf00f43add04c17fdfc2958dd581dea0851b2e5bedbe6fda073758a8f841aeda
-walker2d-medium-replay 86323963 e75de96a4f77acf7d4e0d6fdf0d7ccb177c26c44bb4388e4fd99f543ccfa18db
-walker2d-medium-expert 462197079 6b8d7f868c45bbaedf460be797fb7271b46dee6ebe45fe7a64319f2005b59a04
-walker2d-expert 230567195 2985dc3d436a8baa10e8f43f946fe1d7c6337a4e4fbc65def70618093b18c59a
-walker2d-full-replay 285115514 f2720f9d27b2acef6ec9a7d9ad3b80b6c2078ad4467cee668a81e3b3c80bcf2a
-"""  # Gym-MuJoCo v2: name, bytes, SHA-256 (from the d4rl builders of TensorFlow Datasets)
-D4RL_FILES = {f"{line.split()[0]}-v2": line.split()[1:] for line in D4RL_FILES.split("\n")[1:-1]}
+D4RL_FILES = {  # half of their SHA-256 (from the d4rl builders of TensorFlow Datasets)
+    "halfcheetah": """
+    random 25407aef85b5d16c0f36b4149341edb4 medium 41324e8487a9556d8cfa4538827f8937
+    medium-replay 48d494a4770c11f48260736dec090b78 medium-expert 015db75dae5bbe8e94029b71fa0bafc2
+    expert d9fe53bb994eb1e20a99b4fa3412cd76 full-replay 27fdf7ea86e5a2cbd24d611ae9e703c8""",
+    "hopper": """random 63103ef7059db4c0819bd054f4e83ff3 medium 5bdf1bc4a713c82941de44633df669b3
+    medium-replay e121c5f7c9857a307baa9edc6a2c3b48 medium-expert 9d51ad87f8c905be3880d84c6140bcdb
+    expert 01aa219a5f8eea5e639eccdc636ec2bf full-replay 56baf95963c51c1e964049a974566c50""",
+    "walker2d": """random 4e863bb6090cf4a461548bd470564b32 medium cf00f43add04c17fdfc2958dd581dea0
+    medium-replay e75de96a4f77acf7d4e0d6fdf0d7ccb1 medium-expert 6b8d7f868c45bbaedf460be797fb7271
+    expert 2985dc3d436a8baa10e8f43f946fe1d7 full-replay f2720f9d27b2acef6ec9a7d9ad3b80b6"""}
+D4RL_FILES = {f"{env}-{kind}-v2": sha256 for env, text in D4RL_FILES.items()
+              for kind, sha256 in re.findall(r"(\S+) (\S+)", text)}
 D4RL_SERVERS = ["http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/",
                 "https://huggingface.co/datasets/imone/D4RL/resolve/main/"]  # a mirror of the first
 # Environment and the returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py).
@@ -252,10 +243,11 @@ D4RL_SERVERS = ["http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2
 D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
              "hopper": ("Hopper-v4", -20.272305, 3234.3),
              "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
-MINARI_IDS = [f"{a}/{b}-v{v}" for v, names, kinds in (  # fetched if missing; Minari has more
-    (0, ("mujoco/hopper", "mujoco/halfcheetah", "mujoco/walker2d"), ("simple", "medium", "expert")),
-    (2, ("D4RL/pen", "D4RL/door", "D4RL/hammer", "D4RL/relocate"), ("human", "cloned", "expert")),
-    (2, ("D4RL/pointmaze",), ("umaze", "medium", "large"))) for a in names for b in kinds]
+MINARI_IDS = [f"{group}/{kind}-v{version}" for groups, kinds, version in (  # fetched if missing
+    ("mujoco/hopper mujoco/halfcheetah mujoco/walker2d", "simple medium expert", 0),
+    ("D4RL/pen D4RL/door D4RL/hammer D4RL/relocate", "human cloned expert", 2),
+    ("D4RL/pointmaze", "umaze medium large", 2))
+    for group in groups.split() for kind in kinds.split()]
 KEYS = "observations actions rewards terminals timeouts next_observations".split()
 LOG_EVERY = 1_000  # updates per point of a TensorBoard curve
 UPDATES_PER_GRAPH = 20  # enough to hide a CUDA graph's launch, few enough to record in seconds
@@ -279,79 +271,71 @@ def fill_settings(args: Args) -> Args:
 def d4rl_file(name: str) -> Path:
     """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    path, kind = folder / f"{name[:-3].replace('-', '_')}-v2.hdf5", dataset_family(name)
-    (size, sha256), problems = D4RL_FILES[name], ""
+    path, problems = folder / f"{name[:-3].replace('-', '_')}-v2.hdf5", ""
     for url in [server + path.name for server in D4RL_SERVERS] * (not path.exists()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=D4RL_FILES[name])
             return path
-        except Exception as error:  # whatever the network raises; a full disk is reported elsewhere
-            if getattr(error, "errno", None) == errno.ENOSPC:
-                raise
+        except Exception as error:  # whatever the network raises
             problems += f"\n  {url}: {error}"
     if problems:
-        like = f"collect.py {kind}, then --env rebuilt/{kind.replace('-', '/', 1)}-v0"
-        raise SystemExit(f"{name}: no file {path}, and no download:{problems}\n"
-                         f"Put it there, or rebuild its like: python benchmarks/{like}")
-    if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
-        raise SystemExit(f"{path}: {path.stat().st_size} of {size} bytes or another SHA-256: not "
-                         "D4RL's file. Delete it; for a file of yours use --dataset-file")
+        raise SystemExit(f"{name}: no file {path}, and no download:{problems}\nPut it there, or "
+                         f"rebuild its like: python benchmarks/collect.py {dataset_family(name)}")
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(D4RL_FILES[name]):
+        raise SystemExit(f"{path} is not D4RL's file, by its SHA-256. Delete it to get it again; "
+                         "for a file of yours use --dataset-file")
     return path
 
-def read_hdf5(path: Path) -> dict:
+def read_hdf5(path) -> dict:
     """The flat arrays of a file in D4RL's layout; next_observations only where it has them."""
     try:
         with h5py.File(path, "r") as file:
-            if missing := [k for k in KEYS[:-1] if k not in file]:
-                raise SystemExit(f"{path}: {', '.join(missing)} missing; D4RL has {KEYS[:-1]}")
-            return {k: np.asarray(file[k]) for k in KEYS if k in file}
-    except (OSError, TypeError) as error:
-        raise SystemExit(f"{path}: no readable HDF5 file ({error}). Delete it and get it again")
+            keys = [k for k in KEYS if k in file or k != "next_observations"]
+            return {k: np.asarray(file[k]).astype(np.float32) for k in keys}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise SystemExit(f"{path}: no HDF5 file with numbers in {', '.join(KEYS[:-1])} ({error})")
 
 def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
     """The same of a Minari dataset, downloaded if need be; it knows every next observation."""
-    folder, parts = minari.storage.get_dataset_path(name), []
+    parts = []
     try:
         for e in (dataset := minari.load_dataset(name, download=True)).iterate_episodes():
             obs, last = e.observations, np.arange(len(e.rewards)) == len(e.rewards) - 1
             if isinstance(obs, dict):  # in the order of gymnasium's FlattenObservation
                 obs = np.concatenate([obs[k] for k in dataset.observation_space], -1)
             parts.append((obs[:-1], e.actions, e.rewards, e.terminations, last, obs[1:]))
-        columns = [np.concatenate(column) for column in zip(*parts)]
+        columns = [np.concatenate(column).astype(np.float32) for column in zip(*parts)]
         return dict(zip(KEYS, columns, strict=True)), dataset  # strict: there are episodes
     except Exception as error:  # whatever Minari, HDF5 or the network raise
         raise SystemExit(f"Minari dataset {name} cannot be read ({type(error).__name__}: {error}). "
-                         f"Delete {folder} if it exists, then run: minari download {name}")
+                         f"Delete {minari.storage.get_dataset_path(name)} and get it again")
 
 def load_dataset(args: Args) -> tuple[dict, dict]:
     """All rows of the dataset (see to_rows) and the task: their source, the scoring of policies."""
-    name, local = args.env, minari.list_local_datasets()
-    near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *MINARI_IDS, *gym.registry])
-    hint, rebuilt = f"; did you mean {' or '.join(near)}?" * bool(near), name.startswith("rebuilt/")
+    name, local, source = args.env, minari.list_local_datasets(), None
     env_id, *ref = D4RL_ENVS[name.split("-")[0]] if name in D4RL_FILES else (name, None, None)
-    spec = gym.registry.get(env_id)
+    spec, wanted = gym.registry.get(env_id), "Gymnasium id with a time limit (max_episode_steps)"
     if args.dataset_file:
-        source, raw = f"file {args.dataset_file}", read_hdf5(args.dataset_file)
+        source, rows = f"file {args.dataset_file}", read_hdf5(args.dataset_file)
     elif name in D4RL_FILES:
-        source, raw = "D4RL file", read_hdf5(d4rl_file(name))
+        source, rows = "D4RL file", read_hdf5(d4rl_file(name))
     elif name in local or name in MINARI_IDS:
-        source, (raw, dataset) = "Minari", read_minari(name)
+        source, (rows, dataset) = "Minari", read_minari(name)
         ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
         spec = dataset._eval_env_spec or dataset.env_spec
     else:
-        build = f"build it: python benchmarks/collect.py {name}"
-        raise SystemExit(f"there is no dataset {name}{hint}; "
-                         + (build if rebuilt else "for your own data use --dataset-file"))
-    if spec is None or spec.max_episode_steps is None:
-        raise SystemExit(f"--env {name}: no registered Gymnasium id with a time limit "
-                         f"(max_episode_steps){hint}")
-    return to_rows(raw, {
-        "name": name, "source": "rebuilt" if rebuilt else source, "ref_min": ref[0],
-        "ref_max": ref[1], "env_id": spec.id, "env_spec": spec.to_json(),
-        "horizon": spec.max_episode_steps})
+        wanted = "dataset (benchmarks/collect.py builds rebuilt/*, --dataset-file takes yours)"
+    if not (source and spec and spec.max_episode_steps):
+        near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *MINARI_IDS, *gym.registry])
+        raise SystemExit(f"--env {name}: there is no such {wanted}"
+                         + f"; did you mean {' or '.join(near)}?" * bool(near))
+    source = "rebuilt" if name.startswith("rebuilt/") and not args.dataset_file else source
+    return to_rows(rows, {"name": name, "source": source, "ref_min": ref[0], "ref_max": ref[1],
+                          "env_id": spec.id, "env_spec": spec.to_json(),
+                          "horizon": spec.max_episode_steps})
 
-def to_rows(raw: dict, task: dict) -> tuple[dict, dict]:
+def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
     """Check flat arrays, find each row's next state; returns rows, and the task with their sizes.
 
     Rows are float32 of one length n: observations, next_observations (n, obs), actions (n, act),
@@ -359,34 +343,34 @@ def to_rows(raw: dict, task: dict) -> tuple[dict, dict]:
     end or is it cut here? Inside an episode the next state is the next row's observation. Where
     one ends, that row is another's: stored next_observations serve if they agree elsewhere.
     """
-    env, digest, n = make_env(task), hashlib.sha256(), len(raw["rewards"])
-    name = f"{task['name']} ({task.get('source', 'arrays')})"
-    shapes = {"actions": env.action_space.shape, "observations": env.observation_space.shape}
-    shapes["next_observations"] = shapes["observations"]
-    rows = {k: np.asarray(v, np.float32) for k, v in raw.items()}
+    env, digest, n = make_env(task), hashlib.sha256(), len(rows["rewards"])
+    obs_shape, box, where = env.observation_space.shape, env.action_space, f"{task['name']}: "
+    shapes = {"observations": obs_shape, "next_observations": obs_shape, "actions": box.shape}
     for key, array in rows.items():
         shape = (n, *shapes.get(key, ()))
         if array.shape != shape or array.ndim != 1 + (key in shapes):
-            raise SystemExit(f"{name}: {key} has shape {array.shape}; {n} rewards and "
+            raise SystemExit(f"{where}{key} has shape {array.shape}; {n} rewards and "
                              f"{task['env_id']} ask for {shape}, and for vectors")
         if len(bad := np.argwhere(~np.isfinite(array))):
-            raise SystemExit(f"{name}: NaN or infinity in {key}, first in row {bad[0][0]}")
+            raise SystemExit(f"{where}NaN or infinity in {key}, first in row {bad[0][0]}")
         digest.update(array.tobytes())
-    ends = (rows["terminals"] > 0) | (rows.pop("timeouts") > 0)
+    ends = (rows["terminals"] > 0) | (rows["timeouts"] > 0)
     if not ends.any():
-        raise SystemExit(f"{name}: no episode ends, terminals and timeouts are never set")
+        raise SystemExit(f"{where}no episode ends, terminals and timeouts are never set")
     following, known = np.roll(rows["observations"], -1, 0), ~ends
     known[-1] = False
     stored = rows.get("next_observations")
     if stored is not None and np.allclose(stored[known], following[known], atol=1e-5):
         following, known = stored, known | True
-    rows |= {"next_observations": following, "known": known.astype(np.float32), "ends": ends}
+    known = known.astype(np.float32)
+    rows = {k: rows[k] for k in KEYS[:4]} | {"next_observations": following, "known": known,
+                                             "ends": ends}
     returns = episode_returns(rows)
     return rows, task | {
-        "obs_dim": following.shape[1], "act_dim": rows["actions"].shape[1], "transitions": n,
-        "episodes": len(returns), "fingerprint": digest.hexdigest(),
-        "data_return": float(returns.mean()), "data_std": float(returns.std()),
-        "data_score": float(score(task, returns.mean()))}
+        "obs_dim": obs_shape[0], "act_dim": box.shape[0], "act_low": box.low.tolist(),
+        "act_high": box.high.tolist(), "transitions": n, "episodes": len(returns),
+        "fingerprint": digest.hexdigest(), "data_return": float(returns.mean()),
+        "data_std": float(returns.std()), "data_score": float(score(task, returns.mean()))}
 
 def episode_returns(rows: dict) -> np.ndarray:
     """Undiscounted returns of the complete episodes, in the order of the data."""
@@ -394,22 +378,15 @@ def episode_returns(rows: dict) -> np.ndarray:
     rewards = rows["rewards"][: ends[-1] + 1].astype(float)
     return np.add.reduceat(rewards, [0, *ends[:-1] + 1])
 
-def known_transitions(rows: dict) -> dict:
-    """The rows whose next state is known, or does not matter as the episode ended of itself."""
-    keep = (rows["known"] > 0) | (rows["terminals"] > 0)
-    return {k: v[keep] for k, v in rows.items()}
-
 def score(task: dict, returns):
     """D4RL's normalized score, 0 random to 100 expert; the return itself where none is defined."""
     low, high = task["ref_min"], task["ref_max"]
     return returns if low is None else 100 * (returns - low) / (high - low)
 
 def make_env(task: dict) -> gym.Env:
-    """The task's environment; Dict observations become one vector."""
+    """The task's environment, its observation, which may be a Dict, as one vector."""
     spec = gym.envs.registration.EnvSpec.from_json(task["env_spec"])
-    env = gym.make(spec, disable_env_checker=True)
-    is_dict = isinstance(env.observation_space, gym.spaces.Dict)
-    return gym.wrappers.FlattenObservation(env) if is_dict else env
+    return gym.wrappers.FlattenObservation(gym.make(spec, disable_env_checker=True))
 
 def adam(parameters, lr: float) -> torch.optim.Adam:
     """Adam with its rate in a tensor, which a schedule can change inside a CUDA graph."""
@@ -433,30 +410,21 @@ def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
     with torch.no_grad():
         torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
-def masked_mean(x, mask):
-    """Mean of x (N, B) over the batch where mask is 1: (N,)."""
-    return (x * mask).sum(-1) / mask.sum(-1).clamp(min=1)
-
 def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.ndarray:
     """Raw returns (N, episodes) of deterministic episodes; the i-th starts alike for every seed."""
-    # ten environments per seed step in turn in this process, with one policy call for all
-    envs = [[make_env(task) for _ in range(min(episodes, 10))] for _ in range(num_seeds)]
-    box, returns = envs[0][0].action_space, np.zeros((num_seeds, episodes))
-    for first in range(0, episodes, 10):
-        alive = np.ones((num_seeds, min(10, episodes - first)), bool)
-        obs = np.zeros((*alive.shape, task["obs_dim"]), np.float32)
-        for n, i in np.ndindex(alive.shape):
-            obs[n, i] = envs[n][i].reset(seed=first + i)[0]
-        while alive.any():
-            with torch.no_grad():
-                actions = agent.act(torch.from_numpy(obs).to(device)).cpu().numpy()
-            if not np.isfinite(actions[alive]).all():
-                raise SystemExit("training diverged: the policy's actions are NaN or infinite")
-            for n, i in zip(*alive.nonzero()):
-                action = actions[n, i].clip(box.low, box.high)
-                obs[n, i], reward, over, cut, _ = envs[n][i].step(action)
-                returns[n, first + i] += reward
-                alive[n, i] = not (over or cut)
+    envs = [[make_env(task) for _ in range(episodes)] for _ in range(num_seeds)]
+    obs = np.array([[e.reset(seed=i)[0] for i, e in enumerate(row)] for row in envs], np.float32)
+    returns, alive = np.zeros((num_seeds, episodes)), np.ones((num_seeds, episodes), bool)
+    while alive.any():
+        with torch.no_grad():
+            actions = agent.act(torch.from_numpy(obs).to(device)).cpu().numpy()
+        if not np.isfinite(actions[alive]).all():
+            raise SystemExit("training diverged: the policy's actions are NaN or infinite")
+        for i in zip(*alive.nonzero()):
+            action = actions[i].clip(task["act_low"], task["act_high"])
+            obs[i], reward, over, cut, _ = envs[i[0]][i[1]].step(action)
+            returns[i] += reward
+            alive[i] = not (over or cut)
     return returns
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
@@ -474,39 +442,30 @@ def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     execution = ("capture" if cuda else "eager") if args.execution == "auto" else args.execution
     if execution == "capture" and not cuda:
         raise SystemExit("--execution capture records CUDA graphs; it needs --device cuda")
-    if execution == "compile" and not cuda and " " in torch.__file__:
-        raise SystemExit("--execution compile: PyTorch cannot compile below a path with a space")
     # On CPUs "medium" means oneDNN: fp32, and on AMD twice as fast as MKL, unless the CPU has bf16
     # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" is TF32.
-    exact = x.double() @ x.double()
-    error = lambda: ((x @ x - exact).norm() / exact.norm()).item()
     torch.set_float32_matmul_precision("high" if cuda else "medium")
-    rounds = not cuda and error() > 1e-6
+    error = lambda: (x @ x / (x.double() @ x.double()) - 1).abs().max().item()
+    rounds = not cuda and error() > 1e-5
     if args.precision == "fp32" or args.precision == "auto" and rounds:
         torch.set_float32_matmul_precision("highest")
-    autocast = args.precision == "bf16" and not rounds
-    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; matrix products "
-          f"'{torch.get_float32_matmul_precision()}', relative error {error():.0e}"
-          + ", bf16 autocast" * autocast)
+    autocast = args.precision == "bf16" and not rounds  # rounding products need no autocast
+    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; largest error of "
+          f"matrix products {error():.0e}" + ", bf16 autocast" * autocast)
     return device, execution, autocast
 
 class Run:
-    """A training run of N seeds: batches, updates, evaluations; stored and restored whole.
-
-    Execution eager is plain PyTorch, compile puts the update through torch.compile, capture also
-    records whole updates (batch, losses, Adam, targets, schedules) in a CUDA graph.
-    """
+    """A training run of N seeds: batches, updates, evaluations; stored and restored whole."""
 
     def __init__(self, args: Args, task: dict, device, execution="eager", autocast=False):
         self.args, self.task, self.device = args, task, device
         self.execution, self.autocast, self.clock = execution, autocast, time.time()
         self.seeds = [*range(args.seed, args.seed + args.num_seeds)]
         weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        self.agent = ALGORITHM(args, task["obs_dim"], task["act_dim"], weights, device)
+        self.agent = ALGORITHM(args, task, weights, device)
         # 2^31: other numbers than those that drew the weights; on CPUs only 32 bits count
         self.generators = [torch.Generator(device).manual_seed(2**31 + s) for s in self.seeds]
         self.phase, self.step, self.evaluations = 0, 0, []
-        # by a shell: there may be no git
         git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
                              cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
         chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -514,62 +473,72 @@ class Run:
         self.parts = [{  # what a number needs beside it; every resume adds one
             "commit": git.stdout.strip() or "unknown", "device": f"{device} ({chip})",
             "threads": torch.get_num_threads(), "versions": versions, "from": [0, 0],
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"), "evaluation_seconds": 0.0}]
+            "started": time.strftime("%F %T"), "evaluation_seconds": 0.0}]
 
     def use(self, rows: dict) -> None:
-        """Put the rows on the device as one table: one gather makes a batch."""
+        """Put all rows with a next state, or none at a true end, on the device as one table."""
+        keep = (rows["known"] > 0) | (rows["terminals"] > 0)
         self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
-        columns = [rows[k].reshape(len(rows[k]), -1) for k in self.shapes]
+        columns = [rows[k][keep].reshape(keep.sum(), -1) for k in self.shapes]
         self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
 
-    def batch(self) -> dict:
-        """(N, B, ...) tensors, every seed's rows and noise drawn from its own generator."""
-        size, each = self.args.batch_size, lambda f: torch.stack([f(g) for g in self.generators])
-        on, dim = {"device": self.device}, self.agent.noise_dim
-        rows = each(lambda g: torch.randint(len(self.table), (size,), generator=g, **on))
-        columns = self.table[rows].split([math.prod(s) for s in self.shapes.values()], -1)
-        batch = {k: c if s else c[..., 0] for (k, s), c in zip(self.shapes.items(), columns)}
-        # standard normal numbers for the algorithm's own use
-        noise = {"noise": each(lambda g: torch.randn(size, dim, generator=g, **on))} if dim else {}
-        return batch | noise
+    def draw(self, number: int) -> torch.Tensor:
+        """Rows of the table for the batch of that seed, from its own generator: (B,)."""
+        generator, size = self.generators[number], (self.args.batch_size,)
+        return torch.randint(len(self.table), size, generator=generator, device=self.device)
 
-    def begin(self, phase: int) -> None:
-        """Make the phase's update the one that advance() runs."""
-        self.update = torch.compile(self.agent.phases[phase][2], disable=self.execution == "eager")
-        self.graph, self.warm, self.sums, self.count = None, 0, None, 0
+    def batch(self) -> dict:
+        """(N, B, ...) tensors; "noise" are standard normal numbers for the algorithm's own use."""
+        rows = self.table[torch.stack([self.draw(n) for n in range(len(self.seeds))])]
+        columns = rows.split([math.prod(shape) for shape in self.shapes.values()], -1)
+        batch = {k: c if s else c[..., 0] for (k, s), c in zip(self.shapes.items(), columns)}
+        size, on = (self.args.batch_size, self.agent.noise_dim), {"device": self.device}
+        noise = [torch.randn(size, generator=g, **on) for g in self.generators if size[1]]
+        return batch | ({"noise": torch.stack(noise)} if noise else {})
+
+    def begin(self) -> None:
+        """Make the phase's updates, which take turns, the ones that advance() runs."""
+        eager, updates = self.execution == "eager", self.agent.phases[self.phase][2:]
+        self.updates = [torch.compile(update, disable=eager) for update in updates]
+        self.graph, self.began, self.sums = None, self.step, None
         if self.execution == "capture":  # no graph records the default stream: leave it for good
             torch.cuda.synchronize(self.device)
             torch.cuda.set_stream(torch.cuda.Stream(self.device))
 
-    def once(self) -> None:
+    def once(self, number: int) -> None:
         """One update, without autocast's cache, which would keep copies of outdated weights."""
         with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
-            stats = self.update(self.batch())
-        values = torch.stack([v.detach().float() for v in stats.values()])
-        self.names, self.sums = [*stats], values if self.sums is None else self.sums.add_(values)
+            stats = self.updates[number % len(self.updates)](self.batch())
+        if stats:
+            values = torch.stack([v.detach().float() for v in stats.values()])
+            values = torch.cat([values, torch.ones_like(values[:1])])  # the last row counts
+            self.sums = values if self.sums is None else self.sums.add_(values)
+            self.names = [*stats]
 
     def advance(self, updates: int) -> None:
         """Run that many updates; on CUDA they are only queued."""
-        self.step, self.count = self.step + updates, self.count + updates
-        while updates:
-            if self.graph and updates >= UPDATES_PER_GRAPH:
-                self.graph.replay()
-                updates -= UPDATES_PER_GRAPH
+        end, size = self.step + updates, UPDATES_PER_GRAPH
+        while self.step < end:
+            # graphs start at multiples of their size, which keeps the updates' turns
+            whole = self.step % size == 0 and self.step + size <= end
+            if self.execution != "capture" or not whole or self.step < self.began + 5:
+                self.once(self.step)  # on CUDA the first ones are the warm-up, too
+                self.step += 1
                 continue
-            self.once()
-            updates, self.warm = updates - 1, self.warm + 1
-            if self.execution == "capture" and self.warm == 5:  # real updates were the warm-up
+            if not self.graph:
                 self.graph = torch.cuda.CUDAGraph()
                 for generator in self.generators:
                     self.graph.register_generator_state(generator)
                 with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(self.device)):
-                    for _ in range(UPDATES_PER_GRAPH):
-                        self.once()
+                    for number in range(size):
+                        self.once(number)
+            self.graph.replay()
+            self.step += size
 
     def means(self) -> dict:
         """Statistics averaged since the last call, name -> (N,). Here the device is waited for."""
-        values = (self.sums / self.count).cpu().numpy()
-        self.sums, self.count = self.sums.zero_(), 0
+        values = (self.sums[:-1] / self.sums[-1]).cpu().numpy()
+        self.sums.zero_()
         if bad := [n for n, v in zip(self.names, values) if not np.isfinite(v).all()]:
             raise SystemExit(f"training diverged before update {self.step}: {', '.join(bad)} NaN "
                              "or infinite. The last checkpoint is kept; try smaller rates")
@@ -579,18 +548,18 @@ class Run:
         """Evaluate all seeds, keep the result, return the scores (N,)."""
         start = time.time()
         returns = evaluate(self.agent, self.task, len(self.seeds), episodes, self.device).mean(1)
-        scores = score(self.task, returns)
-        self.evaluations.append({"update": self.step, "episodes": episodes,
+        scores, phase = score(self.task, returns), self.agent.phases[self.phase][0]
+        self.evaluations.append({"phase": phase, "update": self.step, "episodes": episodes,
                                  "returns": returns.tolist(), "scores": scores.tolist()})
         self.parts[-1]["evaluation_seconds"] += time.time() - start
         return scores
 
-    def save(self, finished: bool = False) -> None:
+    def save(self, finished: bool) -> None:
         """Write result.json, and checkpoint.pt: all that the rest of the run depends on."""
         seconds = time.time() - self.clock - self.parts[-1]["evaluation_seconds"]
         self.parts[-1] |= {"to": [self.phase, self.step], "training_seconds": seconds}
-        args = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self.args).items()}
-        last = np.array([e["scores"] for e in self.evaluations[-10:]] or [[]]).mean(0).tolist()
+        last = np.mean([e["scores"] for e in self.evaluations[-10:]] or [[]], 0).tolist()
+        args = {k: v for k, v in vars(self.args).items() if k != "run_dir"}
         result = {"script": Path(__file__).stem, "finished": finished, "args": args,
                   "task": self.task, "seeds": self.seeds, "phase": self.phase, "step": self.step,
                   "final": self.evaluations[-1] if finished else None, "last_ten_scores": last,
@@ -599,12 +568,11 @@ class Run:
         torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
                     "generators": [g.get_state() for g in self.generators],
                     "optimizers": optimizers}, buffer := io.BytesIO())
-        part = self.args.run_dir / "checkpoint.tmp"
+        part, text = Path(self.args.run_dir, "part"), json.dumps(result, indent=1).encode()
         try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
-            part.write_bytes(json.dumps(result, indent=1).encode())
-            part.rename(self.args.run_dir / "result.json")
-            part.write_bytes(buffer.getvalue())
-            part.rename(self.args.run_dir / "checkpoint.pt")
+            for name, content in ("result.json", text), ("checkpoint.pt", buffer.getvalue()):
+                part.write_bytes(content)
+                part.rename(part.with_name(name))
         finally:
             part.unlink(missing_ok=True)
 
@@ -627,88 +595,92 @@ def train(run: Run) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends the process at once
         signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
     for run.phase in range(run.phase, len(phases)):
-        (name, total, _), last = phases[run.phase], run.phase == len(phases) - 1
-        first, began, folder = run.step, time.time(), f"{args.run_dir}/tensorboard/{name}"
-        due, purge = (False, not run.evaluations, False), first + bool(first or run.evaluations)
-        run.begin(run.phase)
+        (name, total, *_), last = phases[run.phase], run.phase == len(phases) - 1
+        first, began, scored = run.step, time.time(), name in ("train", "online")
+        log, test, keep, purge = False, not run.evaluations, False, bool(first or run.evaluations)
+        run.begin()
         with contextlib.ExitStack() as stack:  # closes them in any case: curves reach the disk
-            writers = [stack.enter_context(SummaryWriter(f"{folder}-{seed}", purge_step=purge))
-                       for seed in run.seeds]
+            writers = [stack.enter_context(SummaryWriter(f"{args.run_dir}/tensorboard/{name}-{s}",
+                                           purge_step=first + purge)) for s in run.seeds]
             bar = stack.enter_context(tqdm(total=total, initial=first, desc=name, disable=None))
             while True:
                 values, rate = {}, (run.step - first) / (time.time() - began)
-                if run.count and (due[0] or due[2] or stop):  # a diverged run is never saved
-                    means = run.means() | {"updates_per_second": [rate] * args.num_seeds}
-                    values = means if due[0] or stop else {}
-                if last and due[1]:
+                if run.step > first and (log or keep or stop):  # a diverged run is never saved
+                    values = run.means() | {"updates_per_second": [rate] * args.num_seeds}
+                if scored and test:
                     episodes = args.eval_episodes if run.step < total else args.final_eval_episodes
                     scores = run.measure(episodes)
                     values |= {"score": scores, "return": run.evaluations[-1]["returns"]}
                     left = f", {(total - run.step) / rate / 60:.1f} min left" if rate else ""
-                    bar.write(f"update {run.step:,} of {total:,}: score {scores.mean():.1f} ± "
+                    bar.write(f"{name} {run.step:,} of {total:,}: score {scores.mean():.1f} ± "
                               f"{scores.std():.1f}, {len(scores)} seeds x {episodes} episodes; "
                               f"{rate:.1f} updates/s{left}")
                 for tag, (i, writer) in itertools.product(values, enumerate(writers)):
                     writer.add_scalar(tag, values[tag][i], run.step)
-                if due[2] or stop:
+                if keep or stop:
                     run.save(finished=last and run.step == total)
                 if run.step == total:
                     break
                 if stop and run.step > first:
-                    command = shlex.join(["python", *sys.argv])
-                    bar.write(f"stopped at update {run.step}; to go on:\n  {command}")
+                    bar.write(f"stopped at update {run.step}; to go on:\n  "
+                              + shlex.join(["python", *sys.argv]))
                     raise SystemExit(128 + stop[0])
                 run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
                 bar.update(run.step - bar.n)
-                due = [run.step == total or not run.step % n for n in every]
+                log, test, keep = (run.step == total or not run.step % n for n in every)
         run.step *= last
 
 def main() -> None:
     """The command line: begin or resume a run, or evaluate one."""
-    args, script, state = tyro.cli(Args), Path(__file__).stem, {"args": {}, "finished": False}
-    if low := [k for k, v in vars(args).items() if type(v) is int and k != "seed" and v < 1]:
-        raise SystemExit(f"must be at least 1: --{', --'.join(low)}".replace("_", "-"))
+    args, script, state = tyro.cli(Args), Path(__file__).stem, {}
+    most = dict.fromkeys(("tau", "discount", "polyak"), 1)
+    if bad := [k for k, v in vars(args).items() if type(v) is int and k != "seed" and v < 1
+               or type(v) is float and not 0 <= v <= most.get(k, 1e300)]:
+        raise SystemExit(f"out of range, counts start at 1: --{', --'.join(bad)}".replace("_", "-"))
     warnings.filterwarnings("ignore", module="gymnasium|minari")
     gym.logger.min_level = gym.logger.ERROR
     socket.setdefaulttimeout(30)
     mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
-    if resumed := bool(args.run_dir and (path := args.run_dir / "checkpoint.pt").exists()):
+    if args.run_dir and (path := Path(args.run_dir, "checkpoint.pt")).exists():
+        free = ["device", "run_dir", "checkpoint_every"]  # what may differ in a run that goes on
+        free += ["execution", "precision", "final_eval_episodes", "eval_only"] * args.eval_only
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             assert state["script"] == script, f"it belongs to {state['script']}.py"
+            stored = Args(**state["args"] | {k: vars(args)[k] for k in free})
         except Exception as error:
             raise SystemExit(f"{path} is no checkpoint of {script}.py, choose another --run-dir "
                              f"({error!r:.150})")
+        args = stored if args.eval_only else fill_settings(args)
+        if other := [f"--{k.replace('_', '-')} {v}" for k, v in vars(stored).items()
+                     if v != vars(args)[k]]:
+            raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat them, or "
+                             "choose another --run-dir")
     elif args.eval_only:
         raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
-    free = ["device", "run_dir", "checkpoint_every"]  # what may differ from the run that goes on
-    free += ["execution", "final_eval_episodes", "eval_only"] * args.eval_only
-    stored = {k: v for k, v in state["args"].items() if k not in free}
-    args = dataclasses.replace(args, **stored) if args.eval_only else fill_settings(args)
-    if other := [f"--{k.replace('_', '-')} {v}" for k, v in stored.items()
-                 if str(v) != str(getattr(args, k, None))]:
-        raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat them, or "
-                         "choose another --run-dir")
-    idle, device = args.eval_only or state["finished"], choose_device(args)
+    else:
+        args = fill_settings(args)
+    idle, device = args.eval_only or state.get("finished"), choose_device(args)
     rows, task = (None, state["task"]) if idle else load_dataset(args)
+    if state and state["task"]["fingerprint"] != task["fingerprint"]:
+        raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
     print("data: {name} ({source}), {transitions:,} rows, {episodes:,} episodes of return "
           "{data_return:.1f} ± {data_std:.1f}, score {data_score:.1f}; evaluated on {env_id}"
           .format(**task))
     if not args.run_dir:
         now, env = time.strftime("%Y%m%d-%H%M%S"), args.env.replace("/", "-")
-        args.run_dir = Path(f"runs/{script}-{env}-seed{args.seed}-{now}")
-        sys.argv += ["--run-dir", str(args.run_dir)]  # for the command that goes on with it
-    run = Run(args, task, *device)
-    if resumed:
-        if state["task"]["fingerprint"] != task["fingerprint"]:
-            raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
+        args.run_dir = f"runs/{script}-{env}-seed{args.seed}-{now}"
+        sys.argv += ["--run-dir", args.run_dir]  # for the command that goes on with it
+    rows = rows and prepare(args, rows, task)
+    run = RUN(args, task, *device)
+    if state:
         run.restore(state)
-        word, phase = "finished" if state["finished"] else "resumed", run.agent.phases[run.phase][0]
-        print(f"{word} at update {run.step} of phase '{phase}'")
+        word = "finished" if state["finished"] else "resumed"
+        print(f"{word} at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
     if args.eval_only:
         run.measure(args.final_eval_episodes)
-    elif not idle:
-        run.use(prepare(rows, task))
+    elif rows:
+        run.use(rows)
         train(run)
     scores, episodes = (run.evaluations[-1][k] for k in ("scores", "episodes"))
     unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
@@ -717,9 +689,10 @@ def main() -> None:
           f"; behaviour policy {task['data_score']:.1f}\n"
           f"results: {args.run_dir}/result.json; curves: tensorboard --logdir {args.run_dir}")
 
+ALGORITHM, RUN = POR, Run  # what main() trains, and the kind of its run
+
 if __name__ == "__main__":
     try:
         main()
     except OSError as error:  # a folder that is a file, missing rights, a full disk
-        full = "the disk is full; free space, then repeat the command: "
-        raise SystemExit(full * (error.errno == errno.ENOSPC) + str(error))
+        raise SystemExit(f"{error}: mend this, then repeat the command; what was saved is kept")

@@ -138,7 +138,7 @@ def run_ours(case: dict, seeds: list[int]) -> dict:
     fields = {k: v for k, v in case.items() if k in por.Args.__dataclass_fields__}
     args = por.Args(**fields | {"num_seeds": len(seeds)})
     generators = [torch.Generator().manual_seed(i) for i in seeds]
-    agent = por.POR(args, case["obs_dim"], case["act_dim"], generators, torch.device("cpu"))
+    agent = por.POR(args, case, generators, torch.device("cpu"))
     dtype = getattr(torch, case["dtype"])
     agent.to(dtype)
     for n, seed in enumerate(seeds):
@@ -334,8 +334,8 @@ def scaled(data: dict, name: str = "hopper-medium-v2") -> tuple[np.ndarray, np.n
     kept = ~(data["ends"] & (data["terminals"] == 0))
     kept[-1] = False
     rewards, terminals = data["rewards"][kept], data["terminals"][kept]
-    rows = {k: v for k, v in data.items() if k != "spread"}
-    ours = por.prepare(dict(rows), {"name": name, "horizon": HORIZON})["rewards"]
+    rows = {k: v.copy() for k, v in data.items() if k != "spread"}
+    ours = por.prepare(por.Args(), rows, {"name": name, "horizon": HORIZON})["rewards"][kept]
     return ours, rewards, HORIZON / authors_range(rewards, terminals)
 
 
