@@ -19,8 +19,8 @@ sys.path.insert(0, str(ROOT / "algorithms"))
 
 # A run of seconds. Evaluation is most of it, so there are few episodes; all counts differ, so that
 # a mix-up of two options shows.
-SMALL = ("--hidden 16 --execute-hidden 12 --batch-size 20 --eval-episodes 2 "
-         "--final-eval-episodes 3").split()
+SMALL = "--hidden 16 --batch-size 20 --eval-episodes 2 --final-eval-episodes 3".split()
+SMALLER = {"por": ["--execute-hidden", "12"]}  # what only one script has
 
 
 @pytest.fixture(scope="session")
@@ -52,11 +52,13 @@ def isolated(tmp_path, monkeypatch):
 @pytest.fixture
 def main(por, isolated, monkeypatch, capsys):
     """Run the command in this process, without its seconds of imports; returns code, out, err."""
-    def call(*args) -> SimpleNamespace:
-        monkeypatch.setattr(sys, "argv", ["por.py", *SMALL, *(str(arg) for arg in args)])
+    def call(*args, script=por) -> SimpleNamespace:
+        name = script.__name__
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *SMALL, *SMALLER.get(name, []),
+                                          *(str(arg) for arg in args)])
         capsys.readouterr()
         try:
-            code = por.main()
+            code = script.main()
         except SystemExit as end:
             code = end.code
         out, err = capsys.readouterr()
@@ -72,10 +74,11 @@ def main(por, isolated, monkeypatch, capsys):
 
 @pytest.fixture(scope="session")
 def start_cli():
-    """Start the script with small networks in a folder; returns the process, output piped."""
-    def start(*args, folder: Path) -> subprocess.Popen:
+    """Start a script with small networks in a folder; returns the process, output piped."""
+    def start(*args, folder: Path, script: str = "por") -> subprocess.Popen:
         # a command that names a size itself gets its own: tyro takes the last one
-        command = [sys.executable, ROOT / "algorithms" / "por.py", *SMALL, *args]
+        command = [sys.executable, ROOT / "algorithms" / f"{script}.py", *SMALL,
+                   *SMALLER.get(script, []), *args]
         env = {**os.environ, **folders(folder), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
         return subprocess.Popen([str(part) for part in command], cwd=folder, env=env, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -85,8 +88,8 @@ def start_cli():
 @pytest.fixture(scope="session")
 def run_cli(start_cli):
     """The same to its end."""
-    def run(*args, folder: Path) -> subprocess.CompletedProcess:
-        process = start_cli(*args, folder=folder)
+    def run(*args, folder: Path, script: str = "por") -> subprocess.CompletedProcess:
+        process = start_cli(*args, folder=folder, script=script)
         try:
             out, err = process.communicate(timeout=300)
         finally:

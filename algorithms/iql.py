@@ -1,0 +1,747 @@
+"""IQL: Implicit Q-Learning (Kostrikov, Nair, Levine; ICLR 2022; arXiv 2110.06169)
+
+The idea. Q-learning asks for max_a' Q(s', a') and so for values of actions that the data lack. IQL
+never asks. In a state with many recorded actions, V(s) is an upper *expectile* of their Q(s, a):
+with tau near 1 almost the best of them, and never better than what was seen. Q learns from V, and
+the policy imitates the data's actions, the more the better they are.
+
+    (5) value   min  E_(s,a)     L_tau(Q'(s, a) - V(s)),        L_tau(u) = |tau - 1(u < 0)| u^2
+    (6) critic  min  E_(s,a,s')  (r + gamma V(s') - Q(s, a))^2
+    (7) policy  max  E_(s,a)     exp(beta (Q'(s, a) - V(s))) log pi(a|s)
+
+tau = 1/2 gives SARSA's value of the behaviour policy; Q' is a slow copy of Q. (7) is advantage-
+weighted regression: beta = 0 clones the data, a large beta keeps only the best actions.
+`--online-steps` goes on with the same three losses while the policy acts and the data grow.
+
+As the authors' code (github ikostrikov/implicit_q_learning @ 09d7002), and beyond the formulas:
+- Q is the smaller of two heads, whose losses add up; exp in (7) is cut at 100 and sees the V that
+  (5) has just moved. Order: V, policy, Q, Q'.
+- pi is a Gaussian around tanh(mean), itself not squashed, with one learned deviation per dimension.
+- Rewards are scaled so that the returns in the data span 1000 (MuJoCo), or get -1 (AntMaze).
+- Online, actions are sampled from pi, one update per step, and pi's rate does not decay.
+Unlike the authors' code:
+- PyTorch's initial weights, not orthogonal ones. No clipping of the data's actions to 1 - 1e-5.
+- Evaluation has environments of its own; theirs shares one with the collection of online data.
+- All `--num-seeds` train at once as batched products, each with its own weights and batches.
+
+    python algorithms/iql.py --env hopper-medium-v2 --num-seeds 5      # D4RL's file, fetched once
+    python algorithms/iql.py --env rebuilt/hopper/medium-v0            # by benchmarks/collect.py
+    python algorithms/iql.py --env rebuilt/hopper/medium-v0 --online-steps 100000
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class Args:
+    env: str = "hopper-medium-v2"  # D4RL name, Minari or rebuilt id; with a file: Gymnasium id
+    dataset_file: str | None = None  # HDF5 in D4RL's layout, instead of the named dataset
+    seed: int = 0  # first seed
+    num_seeds: int = 1  # train seeds seed, seed + 1, ... at once
+    num_updates: int = 1_000_000  # gradient updates; schedules end here
+    batch_size: int = 256  # transitions per update and seed
+    eval_every: int = 5_000  # updates between evaluations
+    eval_episodes: int = 10  # episodes per evaluation and seed
+    final_eval_episodes: int = 100  # episodes of the last evaluation, the headline
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: fastest products that keep scores
+    execution: Literal["auto", "eager", "compile", "capture"] = "auto"  # capture: CUDA graphs
+    run_dir: str | None = None  # logs and checkpoint; an unfinished run in it goes on
+    checkpoint_every: int = 10_000  # updates between checkpoints
+    eval_only: bool = False  # evaluate the checkpoint in --run-dir and stop
+    # IQL's own; None takes the dataset's row of SETTINGS
+    tau: float | None = None  # expectile of V
+    beta: float | None = None  # inverse temperature of the policy's weights
+    online_steps: int | None = None  # then as many steps in the environment, an update after each
+    lr: float = 3e-4  # Adam's rate for V, Q and pi; for pi cosine to 0 unless online steps follow
+    discount: float = 0.99  # gamma
+    polyak: float = 0.005  # step of Q' towards Q
+    hidden: int = 256  # width of all networks
+
+
+SETTING_NAMES = ("tau", "beta")
+SETTINGS = [  # the first row that fits the dataset (configs/ of the authors' code)
+    ("hopper-*", 0.7, 3.0),
+    ("halfcheetah-*", 0.7, 3.0),
+    ("walker2d-*", 0.7, 3.0),
+    ("antmaze-*", 0.9, 10.0),
+    ("*", 0.7, 3.0),
+]
+
+
+def prepare(args: Args, rows: dict, task: dict) -> dict:
+    """Transform the rewards (train_offline.py): returns to a span of 1000, 0 and 1 to -1 and 0."""
+    returns = episode_returns(rows)
+    task["reward_scale"], task["reward_shift"] = 1.0, 0.0
+    if "antmaze" in task["name"]:
+        task["reward_shift"] = -1.0
+    elif returns.max() > returns.min():
+        task["reward_scale"] = float(1000 / (returns.max() - returns.min()))
+    rows["rewards"] = rows["rewards"] * np.float32(task["reward_scale"]) + task["reward_shift"]
+    return rows
+
+
+class MLP(nn.Module):
+    """`heads` ReLU networks for each of N seeds in one: (N, B, in) -> (N, heads, B, out).
+
+    Initialised as PyTorch's Linear, each seed from its own generator; LayerNorm before the ReLU.
+    """
+
+    def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
+        super().__init__()
+        self.heads, shapes, count = heads, list(zip(dims, dims[1:])), heads * len(generators)
+        draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
+        self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
+        self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
+        widths = dims[1:-1] if layer_norm else []
+        self.gains = nn.ParameterList([torch.ones(count, 1, width) for width in widths])
+        self.shifts = nn.ParameterList([torch.zeros(count, 1, width) for width in widths])
+
+    def forward(self, x):
+        x = x.repeat_interleave(self.heads, 0)
+        for i, (bias, weight) in enumerate(zip(self.biases, self.weights)):
+            x = torch.baddbmm(bias, x, weight)
+            if i + 1 < len(self.weights):
+                if len(self.gains):
+                    x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
+                x = F.relu(x)
+        return x.unflatten(0, (-1, self.heads))
+
+
+class GaussianActor(nn.Module):
+    """Diagonal Gaussian pi(a|s) around a mean inside the bounds, one deviation per dimension."""
+
+    def __init__(self, generators, dims: list[int], task: dict):
+        super().__init__()
+        self.net = MLP(generators, dims)
+        self.log_std = nn.Parameter(torch.zeros(len(generators), 1, dims[-1]))
+        low, high = torch.tensor(task["act_low"]), torch.tensor(task["act_high"])
+        self.register_buffer("center", (high + low) / 2)
+        self.register_buffer("radius", (high - low) / 2)
+
+    def forward(self, s):
+        """Mean (N, B, act) and deviation (N, 1, act), clamped as in the authors' policy.py."""
+        mean = self.center + self.radius * self.net(s).squeeze(1).tanh()
+        return mean, self.log_std.clamp(-5, 2).exp()
+
+    def log_prob(self, s, a):
+        """log pi(a|s), summed over dimensions: (N, B)."""
+        mean, std = self(s)
+        return -(0.5 * ((a - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+class IQL(nn.Module):
+    """Networks, optimisers and updates of N seeds; everything in a batch is (N, B, ...)."""
+
+    def __init__(self, args: Args, task: dict, generators, device):
+        super().__init__()
+        obs_dim, act_dim = task["obs_dim"], task["act_dim"]
+        self.args, self.noise_dim, hidden = args, 0, [args.hidden, args.hidden]
+        self.value = MLP(generators, [obs_dim, *hidden, 1])
+        self.critic = MLP(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
+        self.policy = GaussianActor(generators, [obs_dim, *hidden, act_dim], task)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.register_buffer("step", torch.zeros((), dtype=torch.float64))
+        self.to(device)
+        self.optimizers = {name: adam(getattr(self, name).parameters(), args.lr)
+                           for name in ("value", "critic", "policy")}
+        self.phases = [("train", args.num_updates, self.update)]
+        if args.online_steps:
+            self.phases.append(("online", args.online_steps, self.update))
+
+    def act(self, obs):
+        """The likeliest action, (N, E, obs) -> (N, E, act)."""
+        return self.policy(obs)[0]
+
+    def explore(self, obs, noise):
+        """An action of pi for standard normal noise (N, E, act)."""
+        mean, std = self.policy(obs)
+        return mean + std * noise
+
+    def update(self, batch: dict) -> dict:
+        """One update of V, pi, Q and Q'; returns statistics of shape (N,)."""
+        args, s, a = self.args, batch["observations"], batch["actions"]
+        sa = torch.cat([s, a], -1)
+
+        # Eq. 5: V climbs to the tau-expectile of the recorded actions' values
+        with torch.no_grad():
+            target_q = self.critic_target(sa).squeeze(-1).amin(1)
+        v = self.value(s).squeeze((1, -1))
+        u = target_q - v
+        value_loss = ((args.tau - (u < 0).float()).abs() * u**2).mean(1)
+        minimize(self.optimizers["value"], value_loss)
+
+        # Eq. 7: imitate the better actions
+        with torch.no_grad():
+            advantage = target_q - self.value(s).squeeze((1, -1))
+            weight = (args.beta * advantage).exp().clamp(max=100)
+            next_v = self.value(batch["next_observations"]).squeeze((1, -1))
+            target = batch["rewards"] + args.discount * (1 - batch["terminals"]) * next_v
+        policy_loss = -(weight * self.policy.log_prob(s, a)).mean(1)
+        if not args.online_steps:
+            cosine(self.optimizers["policy"], args.lr, self.step, args.num_updates)
+        minimize(self.optimizers["policy"], policy_loss)
+
+        # Eq. 6: the value of an action is its reward and the V of where it led
+        q = self.critic(sa).squeeze(-1)
+        critic_loss = ((q - target.unsqueeze(1)) ** 2).mean(2).sum(1)
+        minimize(self.optimizers["critic"], critic_loss)
+        move_target(self.critic_target, self.critic, args.polyak)
+        self.step += 1
+        return {"loss/value": value_loss, "loss/critic": critic_loss, "loss/policy": policy_loss,
+                "value": v.mean(1), "weight": weight.mean(1)}
+
+
+# ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
+
+import contextlib, copy, dataclasses, difflib, errno, fnmatch, hashlib, io, itertools, json, os
+import platform, re, shlex, signal, socket, subprocess, sys, time, warnings
+from pathlib import Path
+import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+D4RL_FILES = {  # half of their SHA-256 (from the d4rl builders of TensorFlow Datasets)
+    "halfcheetah": """
+    random 25407aef85b5d16c0f36b4149341edb4 medium 41324e8487a9556d8cfa4538827f8937
+    medium-replay 48d494a4770c11f48260736dec090b78 medium-expert 015db75dae5bbe8e94029b71fa0bafc2
+    expert d9fe53bb994eb1e20a99b4fa3412cd76 full-replay 27fdf7ea86e5a2cbd24d611ae9e703c8""",
+    "hopper": """random 63103ef7059db4c0819bd054f4e83ff3 medium 5bdf1bc4a713c82941de44633df669b3
+    medium-replay e121c5f7c9857a307baa9edc6a2c3b48 medium-expert 9d51ad87f8c905be3880d84c6140bcdb
+    expert 01aa219a5f8eea5e639eccdc636ec2bf full-replay 56baf95963c51c1e964049a974566c50""",
+    "walker2d": """random 4e863bb6090cf4a461548bd470564b32 medium cf00f43add04c17fdfc2958dd581dea0
+    medium-replay e75de96a4f77acf7d4e0d6fdf0d7ccb1 medium-expert 6b8d7f868c45bbaedf460be797fb7271
+    expert 2985dc3d436a8baa10e8f43f946fe1d7 full-replay f2720f9d27b2acef6ec9a7d9ad3b80b6"""}
+D4RL_FILES = {f"{env}-{kind}-v2": sha256 for env, text in D4RL_FILES.items()
+              for kind, sha256 in re.findall(r"(\S+) (\S+)", text)}
+D4RL_SERVERS = ["http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/",
+                "https://huggingface.co/datasets/imone/D4RL/resolve/main/"]  # a mirror of the first
+# Environment and the returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py).
+# Gymnasium's v4 keeps the rewards and dynamics of D4RL's v2; v5 changed both.
+D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
+             "hopper": ("Hopper-v4", -20.272305, 3234.3),
+             "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
+MINARI_IDS = [f"{group}/{kind}-v{version}" for groups, kinds, version in (  # fetched if missing
+    ("mujoco/hopper mujoco/halfcheetah mujoco/walker2d", "simple medium expert", 0),
+    ("D4RL/pen D4RL/door D4RL/hammer D4RL/relocate", "human cloned expert", 2),
+    ("D4RL/pointmaze", "umaze medium large", 2))
+    for group in groups.split() for kind in kinds.split()]
+KEYS = "observations actions rewards terminals timeouts next_observations".split()
+LOG_EVERY = 1_000  # updates per point of a TensorBoard curve
+UPDATES_PER_GRAPH = 20  # enough to hide a CUDA graph's launch, few enough to record in seconds
+
+def dataset_family(name: str) -> str:
+    """'rebuilt/hopper/medium-100k-v0', 'mujoco/hopper/medium-v0' -> 'hopper-medium'."""
+    return re.sub(r"(-\d+[km]?)?-v\d+$", "", "-".join(name.lower().split("/")[-2:]))
+
+def fill_settings(args: Args) -> Args:
+    """Each None of `args` from the first row of SETTINGS that fits; says which row that was."""
+    name = dataset_family(args.env)
+    for pattern, *values in SETTINGS:
+        row = dict(zip(SETTING_NAMES, values))
+        fits = all(getattr(args, k) in (None, v) for k, v in row.items() if isinstance(v, str))
+        if fits and fnmatch.fnmatch(name, pattern):
+            break
+    default = "no row of its own, the default is " * (pattern == "*")
+    print(f"settings of {name}: {default}" + ", ".join(f"{k} {v}" for k, v in row.items()))
+    return dataclasses.replace(args, **{k: v for k, v in row.items() if getattr(args, k) is None})
+
+def d4rl_file(name: str) -> Path:
+    """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
+    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
+    path, problems = folder / f"{name[:-3].replace('-', '_')}-v2.hdf5", ""
+    for url in [server + path.name for server in D4RL_SERVERS] * (not path.exists()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=D4RL_FILES[name])
+            return path
+        except Exception as error:  # whatever the network raises
+            problems += f"\n  {url}: {error}"
+    if problems:
+        raise SystemExit(f"{name}: no file {path}, and no download:{problems}\nPut it there, or "
+                         f"rebuild its like: python benchmarks/collect.py {dataset_family(name)}")
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(D4RL_FILES[name]):
+        raise SystemExit(f"{path} is not D4RL's file, by its SHA-256. Delete it to get it again; "
+                         "for a file of yours use --dataset-file")
+    return path
+
+def read_hdf5(path) -> dict:
+    """The flat arrays of a file in D4RL's layout; next_observations only where it has them."""
+    try:
+        with h5py.File(path, "r") as file:
+            keys = [k for k in KEYS if k in file or k != "next_observations"]
+            return {k: np.asarray(file[k]).astype(np.float32) for k in keys}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise SystemExit(f"{path}: no HDF5 file with numbers in {', '.join(KEYS[:-1])} ({error})")
+
+def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
+    """The same of a Minari dataset, downloaded if need be; it knows every next observation."""
+    parts = []
+    try:
+        for e in (dataset := minari.load_dataset(name, download=True)).iterate_episodes():
+            obs, last = e.observations, np.arange(len(e.rewards)) == len(e.rewards) - 1
+            if isinstance(obs, dict):  # in the order of gymnasium's FlattenObservation
+                obs = np.concatenate([obs[k] for k in dataset.observation_space], -1)
+            parts.append((obs[:-1], e.actions, e.rewards, e.terminations, last, obs[1:]))
+        columns = [np.concatenate(column).astype(np.float32) for column in zip(*parts)]
+        return dict(zip(KEYS, columns, strict=True)), dataset  # strict: there are episodes
+    except Exception as error:  # whatever Minari, HDF5 or the network raise
+        raise SystemExit(f"Minari dataset {name} cannot be read ({type(error).__name__}: {error}). "
+                         f"Delete {minari.storage.get_dataset_path(name)} and get it again")
+
+def load_dataset(args: Args) -> tuple[dict, dict]:
+    """All rows of the dataset (see to_rows) and the task: their source, the scoring of policies."""
+    name, local, source = args.env, minari.list_local_datasets(), None
+    env_id, *ref = D4RL_ENVS[name.split("-")[0]] if name in D4RL_FILES else (name, None, None)
+    spec, wanted = gym.registry.get(env_id), "Gymnasium id with a time limit (max_episode_steps)"
+    if args.dataset_file:
+        source, rows = f"file {args.dataset_file}", read_hdf5(args.dataset_file)
+    elif name in D4RL_FILES:
+        source, rows = "D4RL file", read_hdf5(d4rl_file(name))
+    elif name in local or name in MINARI_IDS:
+        source, (rows, dataset) = "Minari", read_minari(name)
+        ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
+        spec = dataset._eval_env_spec or dataset.env_spec
+    else:
+        wanted = "dataset (benchmarks/collect.py builds rebuilt/*, --dataset-file takes yours)"
+    if not (source and spec and spec.max_episode_steps):
+        near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *MINARI_IDS, *gym.registry])
+        raise SystemExit(f"--env {name}: there is no such {wanted}"
+                         + f"; did you mean {' or '.join(near)}?" * bool(near))
+    source = "rebuilt" if name.startswith("rebuilt/") and not args.dataset_file else source
+    return to_rows(rows, {"name": name, "source": source, "ref_min": ref[0], "ref_max": ref[1],
+                          "env_id": spec.id, "env_spec": spec.to_json(),
+                          "horizon": spec.max_episode_steps})
+
+def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
+    """Check flat arrays, find each row's next state; returns rows, and the task with their sizes.
+
+    Rows are float32 of one length n: observations, next_observations (n, obs), actions (n, act),
+    rewards, terminals (n,), known (n,): is the next observation true?, ends (n,): does an episode
+    end or is it cut here? Inside an episode the next state is the next row's observation. Where
+    one ends, that row is another's: stored next_observations serve if they agree elsewhere.
+    """
+    env, digest, n = make_env(task), hashlib.sha256(), len(rows["rewards"])
+    obs_shape, box, where = env.observation_space.shape, env.action_space, f"{task['name']}: "
+    shapes = {"observations": obs_shape, "next_observations": obs_shape, "actions": box.shape}
+    for key, array in rows.items():
+        shape = (n, *shapes.get(key, ()))
+        if array.shape != shape or array.ndim != 1 + (key in shapes):
+            raise SystemExit(f"{where}{key} has shape {array.shape}; {n} rewards and "
+                             f"{task['env_id']} ask for {shape}, and for vectors")
+        if len(bad := np.argwhere(~np.isfinite(array))):
+            raise SystemExit(f"{where}NaN or infinity in {key}, first in row {bad[0][0]}")
+        digest.update(array.tobytes())
+    ends = (rows["terminals"] > 0) | (rows["timeouts"] > 0)
+    if not ends.any():
+        raise SystemExit(f"{where}no episode ends, terminals and timeouts are never set")
+    following, known = np.roll(rows["observations"], -1, 0), ~ends
+    known[-1] = False
+    stored = rows.get("next_observations")
+    if stored is not None and np.allclose(stored[known], following[known], atol=1e-5):
+        following, known = stored, known | True
+    known = known.astype(np.float32)
+    rows = {k: rows[k] for k in KEYS[:4]} | {"next_observations": following, "known": known,
+                                             "ends": ends}
+    returns = episode_returns(rows)
+    return rows, task | {
+        "obs_dim": obs_shape[0], "act_dim": box.shape[0], "act_low": box.low.tolist(),
+        "act_high": box.high.tolist(), "transitions": n, "episodes": len(returns),
+        "fingerprint": digest.hexdigest(), "data_return": float(returns.mean()),
+        "data_std": float(returns.std()), "data_score": float(score(task, returns.mean()))}
+
+def episode_returns(rows: dict) -> np.ndarray:
+    """Undiscounted returns of the complete episodes, in the order of the data."""
+    ends = np.flatnonzero(rows["ends"])
+    rewards = rows["rewards"][: ends[-1] + 1].astype(float)
+    return np.add.reduceat(rewards, [0, *ends[:-1] + 1])
+
+def score(task: dict, returns):
+    """D4RL's normalized score, 0 random to 100 expert; the return itself where none is defined."""
+    low, high = task["ref_min"], task["ref_max"]
+    return returns if low is None else 100 * (returns - low) / (high - low)
+
+def make_env(task: dict) -> gym.Env:
+    """The task's environment, its observation, which may be a Dict, as one vector."""
+    spec = gym.envs.registration.EnvSpec.from_json(task["env_spec"])
+    return gym.wrappers.FlattenObservation(gym.make(spec, disable_env_checker=True))
+
+def adam(parameters, lr: float) -> torch.optim.Adam:
+    """Adam with its rate in a tensor, which a schedule can change inside a CUDA graph."""
+    parameters = list(parameters)
+    rate = torch.tensor(lr, device=parameters[0].device)
+    return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=rate.is_cuda)
+
+def minimize(optimizer: torch.optim.Adam, loss) -> None:
+    """One step down the losses (N,); seeds share no weight, so the sum's gradient is each one's."""
+    weights = optimizer.param_groups[0]["params"]
+    for weight, gradient in zip(weights, torch.autograd.grad(loss.sum(), weights)):
+        weight.grad = gradient
+    optimizer.step()
+
+def cosine(optimizer: torch.optim.Adam, lr: float, step, total: int) -> None:
+    """Set the rate to lr (1 + cos(pi step / total)) / 2, as CosineAnnealingLR does."""
+    optimizer.param_groups[0]["lr"].copy_(lr / 2 * (1 + torch.cos(math.pi / total * step)))
+
+def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target <- (1 - rate) target + rate source."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.ndarray:
+    """Raw returns (N, episodes) of deterministic episodes; the i-th starts alike for every seed."""
+    envs = [[make_env(task) for _ in range(episodes)] for _ in range(num_seeds)]
+    obs = np.array([[e.reset(seed=i)[0] for i, e in enumerate(row)] for row in envs], np.float32)
+    returns, alive = np.zeros((num_seeds, episodes)), np.ones((num_seeds, episodes), bool)
+    while alive.any():
+        with torch.no_grad():
+            actions = agent.act(torch.from_numpy(obs).to(device)).cpu().numpy()
+        if not np.isfinite(actions[alive]).all():
+            raise SystemExit("training diverged: the policy's actions are NaN or infinite")
+        for i in zip(*alive.nonzero()):
+            action = actions[i].clip(task["act_low"], task["act_high"])
+            obs[i], reward, over, cut, _ = envs[i[0]][i[1]].step(action)
+            returns[i] += reward
+            alive[i] = not (over or cut)
+    return returns
+
+def choose_device(args: Args) -> tuple[torch.device, str, bool]:
+    """Device, execution, use of autocast; sets and prints the precision of matrix products."""
+    # Before any thread exists, which inherit it: in long runs Adam's moments of dead units decay to
+    # denormals, which CPUs multiply slowly. Updates took half the time once these were flushed.
+    torch.set_flush_denormal(True)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(auto if args.device == "auto" else args.device)
+        x = torch.rand(256, 256, generator=torch.Generator().manual_seed(0)).to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--device {args.device} fails here: {str(error).splitlines()[0]}")
+    cuda = device.type == "cuda"
+    execution = ("capture" if cuda else "eager") if args.execution == "auto" else args.execution
+    if execution == "capture" and not cuda:
+        raise SystemExit("--execution capture records CUDA graphs; it needs --device cuda")
+    # On CPUs "medium" means oneDNN: fp32, and on AMD twice as fast as MKL, unless the CPU has bf16
+    # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" is TF32.
+    torch.set_float32_matmul_precision("high" if cuda else "medium")
+    error = lambda: (x @ x / (x.double() @ x.double()) - 1).abs().max().item()
+    rounds = not cuda and error() > 1e-5
+    if args.precision == "fp32" or args.precision == "auto" and rounds:
+        torch.set_float32_matmul_precision("highest")
+    autocast = args.precision == "bf16" and not rounds  # rounding products need no autocast
+    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; largest error of "
+          f"matrix products {error():.0e}" + ", bf16 autocast" * autocast)
+    return device, execution, autocast
+
+class Run:
+    """A training run of N seeds: batches, updates, evaluations; stored and restored whole."""
+
+    def __init__(self, args: Args, task: dict, device, execution="eager", autocast=False):
+        self.args, self.task, self.device = args, task, device
+        self.execution, self.autocast, self.clock = execution, autocast, time.time()
+        self.seeds = [*range(args.seed, args.seed + args.num_seeds)]
+        weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        self.agent = ALGORITHM(args, task, weights, device)
+        # 2^31: other numbers than those that drew the weights; on CPUs only 32 bits count
+        self.generators = [torch.Generator(device).manual_seed(2**31 + s) for s in self.seeds]
+        self.phase, self.step, self.evaluations = 0, 0, []
+        git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
+                             cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
+        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        versions = {m.__name__: str(m.__version__) for m in (torch, np, gym, minari, mujoco)}
+        self.parts = [{  # what a number needs beside it; every resume adds one
+            "commit": git.stdout.strip() or "unknown", "device": f"{device} ({chip})",
+            "threads": torch.get_num_threads(), "versions": versions, "from": [0, 0],
+            "started": time.strftime("%F %T"), "evaluation_seconds": 0.0}]
+
+    def use(self, rows: dict) -> None:
+        """Put all rows with a next state, or none at a true end, on the device as one table."""
+        keep = (rows["known"] > 0) | (rows["terminals"] > 0)
+        self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
+        columns = [rows[k][keep].reshape(keep.sum(), -1) for k in self.shapes]
+        self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
+
+    def draw(self, number: int) -> torch.Tensor:
+        """Rows of the table for the batch of that seed, from its own generator: (B,)."""
+        generator, size = self.generators[number], (self.args.batch_size,)
+        return torch.randint(len(self.table), size, generator=generator, device=self.device)
+
+    def batch(self) -> dict:
+        """(N, B, ...) tensors; "noise" are standard normal numbers for the algorithm's own use."""
+        rows = self.table[torch.stack([self.draw(n) for n in range(len(self.seeds))])]
+        columns = rows.split([math.prod(shape) for shape in self.shapes.values()], -1)
+        batch = {k: c if s else c[..., 0] for (k, s), c in zip(self.shapes.items(), columns)}
+        size, on = (self.args.batch_size, self.agent.noise_dim), {"device": self.device}
+        noise = [torch.randn(size, generator=g, **on) for g in self.generators if size[1]]
+        return batch | ({"noise": torch.stack(noise)} if noise else {})
+
+    def begin(self) -> None:
+        """Make the phase's updates, which take turns, the ones that advance() runs."""
+        eager, updates = self.execution == "eager", self.agent.phases[self.phase][2:]
+        self.updates = [torch.compile(update, disable=eager) for update in updates]
+        self.graph, self.began, self.sums = None, self.step, None
+        if self.execution == "capture":  # no graph records the default stream: leave it for good
+            torch.cuda.synchronize(self.device)
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
+
+    def once(self, number: int) -> None:
+        """One update, without autocast's cache, which would keep copies of outdated weights."""
+        with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
+            stats = self.updates[number % len(self.updates)](self.batch())
+        if stats:
+            values = torch.stack([v.detach().float() for v in stats.values()])
+            values = torch.cat([values, torch.ones_like(values[:1])])  # the last row counts
+            self.sums = values if self.sums is None else self.sums.add_(values)
+            self.names = [*stats]
+
+    def advance(self, updates: int) -> None:
+        """Run that many updates; on CUDA they are only queued."""
+        end, size = self.step + updates, UPDATES_PER_GRAPH
+        while self.step < end:
+            # graphs start at multiples of their size, which keeps the updates' turns
+            whole = self.step % size == 0 and self.step + size <= end
+            if self.execution != "capture" or not whole or self.step < self.began + 5:
+                self.once(self.step)  # on CUDA the first ones are the warm-up, too
+                self.step += 1
+                continue
+            if not self.graph:
+                self.graph = torch.cuda.CUDAGraph()
+                for generator in self.generators:
+                    self.graph.register_generator_state(generator)
+                with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(self.device)):
+                    for number in range(size):
+                        self.once(number)
+            self.graph.replay()
+            self.step += size
+
+    def means(self) -> dict:
+        """Statistics averaged since the last call, name -> (N,). Here the device is waited for."""
+        values = (self.sums[:-1] / self.sums[-1]).cpu().numpy()
+        self.sums.zero_()
+        if bad := [n for n, v in zip(self.names, values) if not np.isfinite(v).all()]:
+            raise SystemExit(f"training diverged before update {self.step}: {', '.join(bad)} NaN "
+                             "or infinite. The last checkpoint is kept; try smaller rates")
+        return dict(zip(self.names, values))
+
+    def measure(self, episodes: int) -> np.ndarray:
+        """Evaluate all seeds, keep the result, return the scores (N,)."""
+        start = time.time()
+        returns = evaluate(self.agent, self.task, len(self.seeds), episodes, self.device).mean(1)
+        scores, phase = score(self.task, returns), self.agent.phases[self.phase][0]
+        self.evaluations.append({"phase": phase, "update": self.step, "episodes": episodes,
+                                 "returns": returns.tolist(), "scores": scores.tolist()})
+        self.parts[-1]["evaluation_seconds"] += time.time() - start
+        return scores
+
+    def save(self, finished: bool) -> None:
+        """Write result.json, and checkpoint.pt: all that the rest of the run depends on."""
+        seconds = time.time() - self.clock - self.parts[-1]["evaluation_seconds"]
+        self.parts[-1] |= {"to": [self.phase, self.step], "training_seconds": seconds}
+        last = np.mean([e["scores"] for e in self.evaluations[-10:]] or [[]], 0).tolist()
+        args = {k: v for k, v in vars(self.args).items() if k != "run_dir"}
+        result = {"script": Path(__file__).stem, "finished": finished, "args": args,
+                  "task": self.task, "seeds": self.seeds, "phase": self.phase, "step": self.step,
+                  "final": self.evaluations[-1] if finished else None, "last_ten_scores": last,
+                  "evaluations": self.evaluations, "parts": self.parts}
+        optimizers = {k: o.state_dict()["state"] for k, o in self.agent.optimizers.items()}
+        torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
+                    "generators": [g.get_state() for g in self.generators],
+                    "optimizers": optimizers}, buffer := io.BytesIO())
+        part, text = Path(self.args.run_dir, "part"), json.dumps(result, indent=1).encode()
+        try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
+            for name, content in ("result.json", text), ("checkpoint.pt", buffer.getvalue()):
+                part.write_bytes(content)
+                part.rename(part.with_name(name))
+        finally:
+            part.unlink(missing_ok=True)
+
+    def restore(self, state: dict) -> None:
+        """Go back to what save() stored, possibly on another device."""
+        self.agent.load_state_dict(state["agent"])
+        for name, optimizer in self.agent.optimizers.items():  # with this device's own flags
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
+        self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
+        self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
+        if state["device"] == self.device.type:  # others draw differently: start anew
+            for generator, stored in zip(self.generators, state["generators"]):
+                generator.set_state(stored)
+
+class OnlineRun(Run):
+    """A run whose phase "online" acts: a step of each seed's own environment before every update.
+
+    The steps lie in online.npy and, seed after seed, behind the dataset in the table. To resume,
+    the actions of the unfinished episodes are repeated, which brings the environments back.
+    """
+
+    def use(self, rows: dict) -> None:
+        """The dataset, and room for each seed's own steps."""
+        super().use(rows)
+        self.shared, self.room, width = len(self.table), self.args.online_steps, len(self.table[0])
+        if self.room:
+            path = Path(self.args.run_dir, "online.npy")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = np.lib.format.open_memmap(  # its last column: does the episode end?
+                path, "r+" if path.exists() else "w+", np.float32,
+                (len(self.seeds), self.room, width + 1))
+            own = torch.from_numpy(self.file[..., :-1].reshape(-1, width))
+            self.table = torch.cat([self.table, own.to(self.device)])
+
+    def draw(self, number: int) -> torch.Tensor:
+        """Rows of the dataset and of that seed's steps so far, each as likely: (B,)."""
+        count, generator = self.shared + self.online * (self.step + 1), self.generators[number]
+        rows = torch.randint(count, (self.args.batch_size,), generator=generator,
+                             device=self.device)
+        return rows + (rows >= self.shared) * number * (self.room or 0)
+
+    def begin(self) -> None:
+        """Bring the environments to where the run stands."""
+        self.online = self.agent.phases[self.phase][0] == "online"
+        if self.online:
+            self.execution = self.execution.replace("capture", "compile")  # no graph holds MuJoCo
+            self.envs, self.obs = [make_env(self.task) for _ in self.seeds], []
+            actions = slice(self.task["obs_dim"], self.task["obs_dim"] + self.task["act_dim"])
+            for seed, env, steps in zip(self.seeds, self.envs, self.file[:, :self.step]):
+                first = max([0, *np.flatnonzero(steps[:, -1]) + 1])
+                self.obs.append(self.reset(env, seed, first))
+                for step in steps[first:]:
+                    self.obs[-1] = env.step(step[actions])[0]
+        super().begin()
+
+    def reset(self, env: gym.Env, seed: int, step: int) -> np.ndarray:
+        """A start that depends on seed and step alone; evaluations start from other ones."""
+        return env.reset(seed=int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))[0]
+
+    def once(self, number: int) -> None:
+        """A step of every environment, then an update."""
+        task, size = self.task, (1, self.task["act_dim"])
+        if self.online:
+            noise = [torch.randn(size, generator=g, device=self.device) for g in self.generators]
+            obs = torch.from_numpy(np.array(self.obs, np.float32)).to(self.device).unsqueeze(1)
+            with torch.no_grad():
+                actions = self.agent.explore(obs, torch.stack(noise)).squeeze(1).cpu().numpy()
+            for n, (seed, env) in enumerate(zip(self.seeds, self.envs)):
+                action = actions[n].clip(task["act_low"], task["act_high"])
+                following, reward, over, cut, _ = env.step(action)
+                reward = reward * task["reward_scale"] + task["reward_shift"]
+                step = [self.obs[n], action, [reward, over], following, [1, over or cut]]
+                self.file[n, number] = np.concatenate(step)
+                done = over or cut
+                self.obs[n] = self.reset(env, seed, number + 1) if done else following
+            rows = self.shared + number + self.room * torch.arange(len(self.seeds))
+            self.table[rows] = torch.from_numpy(self.file[:, number, :-1]).to(self.device)
+        super().once(number)
+
+def train(run: Run) -> None:
+    """From where `run` stands to its end: updates, curves, evaluations, checkpoints."""
+    args, phases, stop = run.args, run.agent.phases, []
+    every = LOG_EVERY, args.eval_every, args.checkpoint_every
+    for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends the process at once
+        signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
+    for run.phase in range(run.phase, len(phases)):
+        (name, total, *_), last = phases[run.phase], run.phase == len(phases) - 1
+        first, began, scored = run.step, time.time(), name in ("train", "online")
+        log, test, keep, purge = False, not run.evaluations, False, bool(first or run.evaluations)
+        run.begin()
+        with contextlib.ExitStack() as stack:  # closes them in any case: curves reach the disk
+            writers = [stack.enter_context(SummaryWriter(f"{args.run_dir}/tensorboard/{name}-{s}",
+                                           purge_step=first + purge)) for s in run.seeds]
+            bar = stack.enter_context(tqdm(total=total, initial=first, desc=name, disable=None))
+            while True:
+                values, rate = {}, (run.step - first) / (time.time() - began)
+                if run.step > first and (log or keep or stop):  # a diverged run is never saved
+                    values = run.means() | {"updates_per_second": [rate] * args.num_seeds}
+                if scored and test:
+                    episodes = args.eval_episodes if run.step < total else args.final_eval_episodes
+                    scores = run.measure(episodes)
+                    values |= {"score": scores, "return": run.evaluations[-1]["returns"]}
+                    left = f", {(total - run.step) / rate / 60:.1f} min left" if rate else ""
+                    bar.write(f"{name} {run.step:,} of {total:,}: score {scores.mean():.1f} ± "
+                              f"{scores.std():.1f}, {len(scores)} seeds x {episodes} episodes; "
+                              f"{rate:.1f} updates/s{left}")
+                for tag, (i, writer) in itertools.product(values, enumerate(writers)):
+                    writer.add_scalar(tag, values[tag][i], run.step)
+                if keep or stop:
+                    run.save(finished=last and run.step == total)
+                if run.step == total:
+                    break
+                if stop and run.step > first:
+                    bar.write(f"stopped at update {run.step}; to go on:\n  "
+                              + shlex.join(["python", *sys.argv]))
+                    raise SystemExit(128 + stop[0])
+                run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
+                bar.update(run.step - bar.n)
+                log, test, keep = (run.step == total or not run.step % n for n in every)
+        run.step *= last
+
+def main() -> None:
+    """The command line: begin or resume a run, or evaluate one."""
+    args, script, state = tyro.cli(Args), Path(__file__).stem, {}
+    most = dict.fromkeys(("tau", "discount", "polyak"), 1)
+    if bad := [k for k, v in vars(args).items() if type(v) is int and k != "seed" and v < 1
+               or type(v) is float and not 0 <= v <= most.get(k, 1e300)]:
+        raise SystemExit(f"out of range, counts start at 1: --{', --'.join(bad)}".replace("_", "-"))
+    warnings.filterwarnings("ignore", module="gymnasium|minari")
+    gym.logger.min_level = gym.logger.ERROR
+    socket.setdefaulttimeout(30)
+    mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
+    if args.run_dir and (path := Path(args.run_dir, "checkpoint.pt")).exists():
+        free = ["device", "run_dir", "checkpoint_every"]  # what may differ in a run that goes on
+        free += ["execution", "precision", "final_eval_episodes", "eval_only"] * args.eval_only
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            assert state["script"] == script, f"it belongs to {state['script']}.py"
+            stored = Args(**state["args"] | {k: vars(args)[k] for k in free})
+        except Exception as error:
+            raise SystemExit(f"{path} is no checkpoint of {script}.py, choose another --run-dir "
+                             f"({error!r:.150})")
+        args = stored if args.eval_only else fill_settings(args)
+        if other := [f"--{k.replace('_', '-')} {v}" for k, v in vars(stored).items()
+                     if v != vars(args)[k]]:
+            raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat them, or "
+                             "choose another --run-dir")
+    elif args.eval_only:
+        raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
+    else:
+        args = fill_settings(args)
+    idle, device = args.eval_only or state.get("finished"), choose_device(args)
+    rows, task = (None, state["task"]) if idle else load_dataset(args)
+    if state and state["task"]["fingerprint"] != task["fingerprint"]:
+        raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
+    print("data: {name} ({source}), {transitions:,} rows, {episodes:,} episodes of return "
+          "{data_return:.1f} ± {data_std:.1f}, score {data_score:.1f}; evaluated on {env_id}"
+          .format(**task))
+    if not args.run_dir:
+        now, env = time.strftime("%Y%m%d-%H%M%S"), args.env.replace("/", "-")
+        args.run_dir = f"runs/{script}-{env}-seed{args.seed}-{now}"
+        sys.argv += ["--run-dir", args.run_dir]  # for the command that goes on with it
+    rows = rows and prepare(args, rows, task)
+    run = RUN(args, task, *device)
+    if state:
+        run.restore(state)
+        word = "finished" if state["finished"] else "resumed"
+        print(f"{word} at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
+    if args.eval_only:
+        run.measure(args.final_eval_episodes)
+    elif rows:
+        run.use(rows)
+        train(run)
+    scores, episodes = (run.evaluations[-1][k] for k in ("scores", "episodes"))
+    unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
+    print(f"{args.env}, update {run.step}, {episodes} episodes: {unit} {np.mean(scores):.1f} ± "
+          f"{np.std(scores):.1f} over {len(scores)} seeds ({', '.join(f'{x:.1f}' for x in scores)})"
+          f"; behaviour policy {task['data_score']:.1f}\n"
+          f"results: {args.run_dir}/result.json; curves: tensorboard --logdir {args.run_dir}")
+
+ALGORITHM, RUN = IQL, OnlineRun  # what main() trains, and the kind of its run
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:  # a folder that is a file, missing rights, a full disk
+        raise SystemExit(f"{error}: mend this, then repeat the command; what was saved is kept")
