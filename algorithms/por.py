@@ -1,10 +1,10 @@
 """POR: Policy-guided Offline RL (Xu, Jiang, Li, Zhan; NeurIPS 2022; arXiv 2210.08323)
 
 The idea. RL from a fixed dataset must not trust values of actions that nobody tried; imitation
-never does, but can only repeat what the data did. POR splits the policy in two. The *guide* g(s)
-says which state to reach next and is pushed towards high values; the *execute-policy* pi(a|s,s')
-says which action leads from s to s' and is plain imitation. No action is ever evaluated, and yet
-g can chain states that no trajectory of the data visited in that order: state-stitching.
+never does, but only repeats the data. POR splits the policy. The *guide* g(s) says which state to
+reach next and is pushed towards high values; the *execute-policy* pi(a|s,s'), plain imitation,
+says which action leads there. No action is evaluated, and yet g can chain states that no
+trajectory of the data visited in that order: state-stitching.
 
     (3) value    min  E_(s,r,s')  L_tau(r + gamma V'(s') - V(s)),   L_tau(u) = |tau - 1(u < 0)| u^2
     (4) guide q  max  E_(s,s')    V(g(s)) + alpha log g(s'|s)
@@ -13,25 +13,22 @@ g can chain states that no trajectory of the data visited in that order: state-s
     (7) act      a = argmax_a pi(a|s, g(s))
 
 tau = 1/2 gives the value of the behaviour policy, tau -> 1 that of the best transitions; V' is a
-slow copy of V. (5), `--guide weighted`, imitates the better of the observed next states; (4),
-`--guide q`, climbs V but stays near the data.
+slow copy of V. `--guide weighted` imitates the better of the observed next states, `q` climbs V.
 
 As the authors' code (github ryanxhr/POR @ e692bb3), and beyond the formulas:
 - V is the smaller of two heads; the exponent in (5) is multiplied by alpha and its exp cut at 100.
 - (4) maximises alpha V(g~)/mean|V(g~)| + log b(g~|s), g~ sampled from g; b is a Gaussian clone of
   s -> s'. Their pretrain.sh cannot train b as shipped; here it is a first phase of the same run.
 - Rewards are scaled so that the returns in the data span 1000 (MuJoCo), or get -1 (AntMaze).
-Unlike the authors' code:
+Unlike it:
 - Returns for that scale come from true episodes; theirs, cut every 1000 rows, drift at timeouts.
 - After a terminal step D4RL's next state is the next episode's first. V never looks at it, g and
   pi would learn it: such rows stay out of (5), (6) and b unless the file has the true next state.
 - All `--num-seeds` train at once as batched products, each with its own weights and batches.
-- In evaluation actions are clipped to the environment's bounds, as D4RL's environments did.
 The authors report 78.6 on hopper-medium-v2 for this public code; the paper's 98.2 had another.
 
     python algorithms/por.py --env hopper-medium-v2 --num-seeds 5      # D4RL's file, fetched once
-    python algorithms/por.py --env rebuilt/hopper/medium-v0            # by benchmarks/collect.py
-    python algorithms/por.py --env mujoco/hopper/medium-v0             # Minari
+    python algorithms/por.py --env rebuilt/antmaze/umaze-v0            # by benchmarks/collect.py
     python algorithms/por.py --env Pendulum-v1 --dataset-file my.hdf5  # yours, in D4RL's layout
 """
 
@@ -42,7 +39,6 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-
 
 @dataclass
 class Args:
@@ -74,12 +70,10 @@ class Args:
     hidden: int = 256  # width of V, guide and b
     execute_hidden: int = 1024  # width of the execute-policy
 
-
 SETTING_NAMES = ("guide", "tau", "alpha", "policy_lr", "layer_norm")
 SETTINGS = [  # run_mujoco_por.sh, run_antmaze_por.sh; the first row that fits dataset and --guide
-    ("hopper-medium", "q", 0.7, 50.0, 1e-3, False),
-    ("hopper-medium-replay", "q", 0.7, 50.0, 1e-3, False),
     ("hopper-medium-expert", "q", 0.7, 5.0, 1e-3, True),
+    ("hopper-medium*", "q", 0.7, 50.0, 1e-3, False),
     ("halfcheetah-medium*", "weighted", 0.5, 3.0, 1e-3, True),
     ("walker2d-medium*", "weighted", 0.5, 3.0, 1e-3, True),
     ("antmaze-umaze*", "weighted", 0.9, 10.0, 1e-3, False),
@@ -87,7 +81,6 @@ SETTINGS = [  # run_mujoco_por.sh, run_antmaze_por.sh; the first row that fits d
     ("*", "weighted", 0.5, 3.0, 1e-3, True),
     ("*", "q", 0.7, 50.0, 1e-3, False),
 ]
-
 
 def prepare(args: Args, rows: dict, task: dict) -> dict:
     """Transform the rewards (main_por.py): 0 and 1 to -1 and 0, or returns to a span of 1000."""
@@ -98,12 +91,9 @@ def prepare(args: Args, rows: dict, task: dict) -> dict:
         rows["rewards"] *= task["horizon"] / (returns.max() - returns.min())
     return rows
 
-
 class MLP(nn.Module):
-    """`heads` ReLU networks for each of N seeds in one: (N, B, in) -> (N, heads, B, out).
-
-    Initialised as PyTorch's Linear, each seed from its own generator; LayerNorm before the ReLU.
-    """
+    """`heads` ReLU networks for each of N seeds, initialised as nn.Linear is, each seed from its
+    own generator; LayerNorm comes before the ReLU. (N, B, in) -> (N, heads, B, out)."""
 
     def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
         super().__init__()
@@ -111,9 +101,8 @@ class MLP(nn.Module):
         draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
         self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
         self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
-        widths = dims[1:-1] if layer_norm else []
-        self.gains = nn.ParameterList([torch.ones(count, 1, width) for width in widths])
-        self.shifts = nn.ParameterList([torch.zeros(count, 1, width) for width in widths])
+        self.gains = nn.ParameterList([torch.ones(count, 1, w) for w in dims[1:-1] * layer_norm])
+        self.shifts = nn.ParameterList([torch.zeros(count, 1, w) for w in dims[1:-1] * layer_norm])
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
@@ -124,7 +113,6 @@ class MLP(nn.Module):
                     x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
                 x = F.relu(x)
         return x.unflatten(0, (-1, self.heads))
-
 
 class GaussianPolicy(nn.Module):
     """Diagonal Gaussian p(y|x): unsquashed mean, one learned deviation per dimension and seed."""
@@ -142,7 +130,6 @@ class GaussianPolicy(nn.Module):
         """log p(y|x), summed over dimensions: (N, B)."""
         mean, std = self(x)
         return -(0.5 * ((y - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
-
 
 class POR(nn.Module):
     """Networks, optimisers and updates of N seeds; everything in a batch is (N, B, ...)."""
@@ -213,7 +200,6 @@ class POR(nn.Module):
         return {"loss/value": value_loss, "loss/guide": guide_loss, "loss/execute": execute_loss,
                 "value": v.mean((1, 2)), "weight": weight.mean(1)}
 
-
 # ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
 
 import contextlib, copy, dataclasses, difflib, errno, fnmatch, hashlib, io, itertools, json, os
@@ -223,21 +209,21 @@ import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-D4RL_FILES = {  # half of their SHA-256 (from the d4rl builders of TensorFlow Datasets)
-    "halfcheetah": """
-    random 25407aef85b5d16c0f36b4149341edb4 medium 41324e8487a9556d8cfa4538827f8937
+D4RL_FILES = dict(  # half of their SHA-256 (from the d4rl builders of TensorFlow Datasets)
+    halfcheetah="""random 25407aef85b5d16c0f36b4149341edb4 medium 41324e8487a9556d8cfa4538827f8937
     medium-replay 48d494a4770c11f48260736dec090b78 medium-expert 015db75dae5bbe8e94029b71fa0bafc2
     expert d9fe53bb994eb1e20a99b4fa3412cd76 full-replay 27fdf7ea86e5a2cbd24d611ae9e703c8""",
-    "hopper": """random 63103ef7059db4c0819bd054f4e83ff3 medium 5bdf1bc4a713c82941de44633df669b3
+    hopper="""random 63103ef7059db4c0819bd054f4e83ff3 medium 5bdf1bc4a713c82941de44633df669b3
     medium-replay e121c5f7c9857a307baa9edc6a2c3b48 medium-expert 9d51ad87f8c905be3880d84c6140bcdb
     expert 01aa219a5f8eea5e639eccdc636ec2bf full-replay 56baf95963c51c1e964049a974566c50""",
-    "walker2d": """random 4e863bb6090cf4a461548bd470564b32 medium cf00f43add04c17fdfc2958dd581dea0
+    walker2d="""random 4e863bb6090cf4a461548bd470564b32 medium cf00f43add04c17fdfc2958dd581dea0
     medium-replay e75de96a4f77acf7d4e0d6fdf0d7ccb1 medium-expert 6b8d7f868c45bbaedf460be797fb7271
-    expert 2985dc3d436a8baa10e8f43f946fe1d7 full-replay f2720f9d27b2acef6ec9a7d9ad3b80b6"""}
-D4RL_FILES = {f"{env}-{kind}-v2": sha256 for env, text in D4RL_FILES.items()
-              for kind, sha256 in re.findall(r"(\S+) (\S+)", text)}
-D4RL_SERVERS = ["http://rail.eecs.berkeley.edu/datasets/offline_rl/gym_mujoco_v2/",
-                "https://huggingface.co/datasets/imone/D4RL/resolve/main/"]  # a mirror of the first
+    expert 2985dc3d436a8baa10e8f43f946fe1d7 full-replay f2720f9d27b2acef6ec9a7d9ad3b80b6""")
+D4RL_FILES = {
+    f"{env}-{kind}-v2": (f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5", sha256)
+    for env, text in D4RL_FILES.items() for kind, sha256 in re.findall(r"(\S+) (\S+)", text)}
+D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
+D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
 # Environment and the returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py).
 # Gymnasium's v4 keeps the rewards and dynamics of D4RL's v2; v5 changed both.
 D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
@@ -259,40 +245,39 @@ def dataset_family(name: str) -> str:
 def fill_settings(args: Args) -> Args:
     """Each None of `args` from the first row of SETTINGS that fits; says which row that was."""
     name = dataset_family(args.env)
-    for pattern, *values in SETTINGS:
-        row = dict(zip(SETTING_NAMES, values))
-        fits = all(getattr(args, k) in (None, v) for k, v in row.items() if isinstance(v, str))
-        if fits and fnmatch.fnmatch(name, pattern):
+    for pattern, *row in SETTINGS:
+        row = dict(zip(SETTING_NAMES, row))
+        if fnmatch.fnmatch(name, pattern) and all(
+                vars(args)[k] in (None, v) for k, v in row.items() if isinstance(v, str)):
             break
-    default = "no row of its own, the default is " * (pattern == "*")
-    print(f"settings of {name}: {default}" + ", ".join(f"{k} {v}" for k, v in row.items()))
+    default = ", which has no row of its own" * (pattern == "*")
+    print(f"settings of {name}{default}: {', '.join(f'{k} {v}' for k, v in row.items())}")
     return dataclasses.replace(args, **{k: v for k, v in row.items() if getattr(args, k) is None})
 
 def d4rl_file(name: str) -> Path:
     """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
     folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
-    path, problems = folder / f"{name[:-3].replace('-', '_')}-v2.hdf5", ""
-    for url in [server + path.name for server in D4RL_SERVERS] * (not path.exists()):
+    (file, sha256), problems = D4RL_FILES[name], ""
+    path = folder / Path(file).name
+    for url in [D4RL_SERVER + file, D4RL_MIRROR + path.name] * (not path.exists()):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=D4RL_FILES[name])
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
             return path
         except Exception as error:  # whatever the network raises
             problems += f"\n  {url}: {error}"
     if problems:
         raise SystemExit(f"{name}: no file {path}, and no download:{problems}\nPut it there, or "
                          f"rebuild its like: python benchmarks/collect.py {dataset_family(name)}")
-    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(D4RL_FILES[name]):
-        raise SystemExit(f"{path} is not D4RL's file, by its SHA-256. Delete it to get it again; "
-                         "for a file of yours use --dataset-file")
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+        raise SystemExit(f"{path} has not D4RL's SHA-256: delete it, or name it by --dataset-file")
     return path
 
 def read_hdf5(path) -> dict:
     """The flat arrays of a file in D4RL's layout; next_observations only where it has them."""
     try:
         with h5py.File(path, "r") as file:
-            keys = [k for k in KEYS if k in file or k != "next_observations"]
-            return {k: np.asarray(file[k]).astype(np.float32) for k in keys}
+            return {k: file[k][:].astype(np.float32) for k in KEYS if k in file or k != KEYS[-1]}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise SystemExit(f"{path}: no HDF5 file with numbers in {', '.join(KEYS[:-1])} ({error})")
 
@@ -314,26 +299,27 @@ def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
 def load_dataset(args: Args) -> tuple[dict, dict]:
     """All rows of the dataset (see to_rows) and the task: their source, the scoring of policies."""
     name, local, source = args.env, minari.list_local_datasets(), None
-    env_id, *ref = D4RL_ENVS[name.split("-")[0]] if name in D4RL_FILES else (name, None, None)
-    spec, wanted = gym.registry.get(env_id), "Gymnasium id with a time limit (max_episode_steps)"
+    env_id, *ref = next((v for k, v in D4RL_ENVS.items() if name in D4RL_FILES
+                         and name.startswith(k)), (name, None, None))
+    spec = gym.registry.get(env_id)
     if args.dataset_file:
         source, rows = f"file {args.dataset_file}", read_hdf5(args.dataset_file)
     elif name in D4RL_FILES:
         source, rows = "D4RL file", read_hdf5(d4rl_file(name))
     elif name in local or name in MINARI_IDS:
-        source, (rows, dataset) = "Minari", read_minari(name)
+        source = "rebuilt" if name.startswith("rebuilt/") else "Minari"
+        rows, dataset = read_minari(name)
         ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
-        spec = dataset._eval_env_spec or dataset.env_spec
-    else:
-        wanted = "dataset (benchmarks/collect.py builds rebuilt/*, --dataset-file takes yours)"
+        named = gym.registry.get(dataset.storage.metadata.get("env_id"))
+        spec = dataset._eval_env_spec or dataset.env_spec or named
     if not (source and spec and spec.max_episode_steps):
         near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *MINARI_IDS, *gym.registry])
-        raise SystemExit(f"--env {name}: there is no such {wanted}"
+        raise SystemExit(f"--env {name}: no such dataset (benchmarks/collect.py builds rebuilt/*) "
+                         "or, with --dataset-file, no such Gymnasium id with a time limit"
                          + f"; did you mean {' or '.join(near)}?" * bool(near))
-    source = "rebuilt" if name.startswith("rebuilt/") and not args.dataset_file else source
+    text = spec.to_json() if isinstance(spec.entry_point, str) else None  # a class has its id only
     return to_rows(rows, {"name": name, "source": source, "ref_min": ref[0], "ref_max": ref[1],
-                          "env_id": spec.id, "env_spec": spec.to_json(),
-                          "horizon": spec.max_episode_steps})
+                          "env_id": spec.id, "env_spec": text, "horizon": spec.max_episode_steps})
 
 def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
     """Check flat arrays, find each row's next state; returns rows, and the task with their sizes.
@@ -362,9 +348,8 @@ def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
     stored = rows.get("next_observations")
     if stored is not None and np.allclose(stored[known], following[known], atol=1e-5):
         following, known = stored, known | True
-    known = known.astype(np.float32)
-    rows = {k: rows[k] for k in KEYS[:4]} | {"next_observations": following, "known": known,
-                                             "ends": ends}
+    rows = {k: rows[k] for k in KEYS[:4]} | {
+        "next_observations": following, "known": known.astype(np.float32), "ends": ends}
     returns = episode_returns(rows)
     return rows, task | {
         "obs_dim": obs_shape[0], "act_dim": box.shape[0], "act_low": box.low.tolist(),
@@ -385,8 +370,71 @@ def score(task: dict, returns):
 
 def make_env(task: dict) -> gym.Env:
     """The task's environment, its observation, which may be a Dict, as one vector."""
-    spec = gym.envs.registration.EnvSpec.from_json(task["env_spec"])
-    return gym.wrappers.FlattenObservation(gym.make(spec, disable_env_checker=True))
+    spec = task["env_spec"] and gym.envs.registration.EnvSpec.from_json(task["env_spec"])
+    env = gym.make(spec or task["env_id"], disable_env_checker=True)
+    return gym.wrappers.FlattenObservation(env)
+
+from xml.etree import ElementTree
+from gymnasium.envs.mujoco import MujocoEnv
+
+MAZES = {  # walls #, goal G, start: the first free cell (D4RL, d4rl/locomotion/maze_env.py)
+    "umaze": ("##### #...# ###.# #G..# #####", "u"),  # and its name in D4RL's files
+    "medium": ("######## #..##..# #..#...# ##...### #..#...# #.#..#.# #...#.G# ########", "big"),
+    "large": ("############ #....#.....# #.##.#.#.#.# #......#...# #.####.###.# #..#.#.....# "
+              "##.#.#.#.### #..#...#.G.# ############", "hardest")}
+ANTMAZES = """umaze 5ef15257771c50ef4d23c7de001750e9 umaze-diverse c771dd63963cd7d9f55f24a6d809064f
+medium-play c9fec1c1daad97c71d61bd47f4ccc9f7 medium-diverse ad9dcbac05d1f8744a7a216083f51366
+large-play 6d353df2457829925d7f9d4b02155874 large-diverse 84f775eb7956ea9cc766704710dc520a"""
+D4RL_FILES |= {f"antmaze-{kind}-v2": (
+    f"ant_maze_v2/Ant_maze_{MAZES[kind.split('-')[0]][1]}-maze_noisy_multistart_{kind != 'umaze'}_"
+    f"multigoal_{'diverse' in kind}_sparse_fixed.hdf5", sha256)
+    for kind, sha256 in re.findall(r"(\S+) (\S+)", ANTMAZES)}
+D4RL_ENVS |= {f"antmaze-{maze}": (f"AntMaze-{maze}-v2", 0.0, 1.0) for maze in MAZES}
+
+class AntMaze(MujocoEnv):
+    """D4RL's antmaze-*-v2 (ant.py, maze_env.py): Gymnasium's ant with another time step, contacts
+    and motors. Cells are 4 m wide. Observations (29,): x, y from the start, other positions,
+    velocities, not the goal."""
+
+    metadata = dict(render_modes=["human", "rgb_array", "depth_array", "rgbd_tuple"], render_fps=10)
+
+    def __init__(self, maze: str, **kwargs):
+        self.maze = np.array([[*row] for row in MAZES[maze][0].split()])
+        box = gym.spaces.Box(-np.inf, np.inf, (29,), np.float64)
+        super().__init__("ant.xml", frame_skip=5, observation_space=box, **kwargs)
+        self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)
+
+    def _initialize_simulation(self):
+        root = ElementTree.parse(self.fullpath).getroot()
+        root.find("option").set("timestep", "0.02")
+        root.find("default/geom").set("solimp", ".8 .8 .01")
+        for motor in root.iter("motor"):
+            motor.attrib |= {"ctrlrange": "-30 30", "gear": "1"}
+        for i, j in np.argwhere(self.maze == "#"):
+            ElementTree.SubElement(root.find("worldbody"), "geom", {
+                "type": "box", "size": "2 2 1", "pos": f"{4 * j - 4} {4 * i - 4} 1",
+                "conaffinity": "1", "rgba": ".7 .5 .3 1"})
+        model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, "unicode"))
+        return model, mujoco.MjData(model)
+
+    def reset_model(self):
+        uniform, (row, column) = self.np_random.uniform, np.argwhere(self.maze == "G")[0]
+        # not around the cell's centre: D4RL adds both of its noises on one side
+        self.goal = [4 * column - 4, 4 * row - 4] + uniform(0, 1, 2) + uniform(0, 0.5, 2)
+        qpos = self.init_qpos + uniform(-0.1, 0.1, self.model.nq)
+        self.set_state(qpos, self.init_qvel + 0.1 * self.np_random.standard_normal(self.model.nv))
+        return self.state_vector()
+
+    def step(self, action):
+        self.do_simulation(30 * np.clip(action, -1, 1), self.frame_skip)
+        reached = bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= 0.5)
+        self.render_mode == "human" and self.render()
+        return self.state_vector(), float(reached), reached, False, {}
+
+for maze in MAZES:  # registered as a class: a script that runs cannot be imported by its path
+    gym.registry.pop(f"AntMaze-{maze}-v2", None)
+    gym.register(f"AntMaze-{maze}-v2", AntMaze, kwargs={"maze": maze},
+                 max_episode_steps=700 if maze == "umaze" else 1000)
 
 def adam(parameters, lr: float) -> torch.optim.Adam:
     """Adam with its rate in a tensor, which a schedule can change inside a CUDA graph."""
@@ -420,17 +468,16 @@ def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.nda
             actions = agent.act(torch.from_numpy(obs).to(device)).cpu().numpy()
         if not np.isfinite(actions[alive]).all():
             raise SystemExit("training diverged: the policy's actions are NaN or infinite")
+        actions = actions.clip(task["act_low"], task["act_high"])
         for i in zip(*alive.nonzero()):
-            action = actions[i].clip(task["act_low"], task["act_high"])
-            obs[i], reward, over, cut, _ = envs[i[0]][i[1]].step(action)
+            obs[i], reward, over, cut, _ = envs[i[0]][i[1]].step(actions[i])
             returns[i] += reward
             alive[i] = not (over or cut)
     return returns
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     """Device, execution, use of autocast; sets and prints the precision of matrix products."""
-    # Before any thread exists, which inherit it: in long runs Adam's moments of dead units decay to
-    # denormals, which CPUs multiply slowly. Updates took half the time once these were flushed.
+    # Denormals, to which Adam's moments decay, halved a CPU's speed; threads inherit the setting.
     torch.set_flush_denormal(True)
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -439,7 +486,7 @@ def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     except (RuntimeError, AssertionError) as error:
         raise SystemExit(f"--device {args.device} fails here: {str(error).splitlines()[0]}")
     cuda = device.type == "cuda"
-    execution = ("capture" if cuda else "eager") if args.execution == "auto" else args.execution
+    execution = {"auto": "capture" if cuda else "eager"}.get(args.execution, args.execution)
     if execution == "capture" and not cuda:
         raise SystemExit("--execution capture records CUDA graphs; it needs --device cuda")
     # On CPUs "medium" means oneDNN: fp32, and on AMD twice as fast as MKL, unless the CPU has bf16
@@ -458,22 +505,21 @@ class Run:
     """A training run of N seeds: batches, updates, evaluations; stored and restored whole."""
 
     def __init__(self, args: Args, task: dict, device, execution="eager", autocast=False):
-        self.args, self.task, self.device = args, task, device
-        self.execution, self.autocast, self.clock = execution, autocast, time.time()
-        self.seeds = [*range(args.seed, args.seed + args.num_seeds)]
+        self.args, self.task, self.device, self.clock = args, task, device, time.time()
+        self.execution, self.autocast, self.phase, self.step = execution, autocast, 0, 0
+        self.seeds, self.evaluations = [*range(args.seed, args.seed + args.num_seeds)], []
         weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         self.agent = ALGORITHM(args, task, weights, device)
         # 2^31: other numbers than those that drew the weights; on CPUs only 32 bits count
         self.generators = [torch.Generator(device).manual_seed(2**31 + s) for s in self.seeds]
-        self.phase, self.step, self.evaluations = 0, 0, []
         git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
                              cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
         chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-        versions = {m.__name__: str(m.__version__) for m in (torch, np, gym, minari, mujoco)}
         self.parts = [{  # what a number needs beside it; every resume adds one
             "commit": git.stdout.strip() or "unknown", "device": f"{device} ({chip})",
-            "threads": torch.get_num_threads(), "versions": versions, "from": [0, 0],
-            "started": time.strftime("%F %T"), "evaluation_seconds": 0.0}]
+            "versions": {m.__name__: str(m.__version__) for m in (torch, np, gym, minari, mujoco)},
+            "threads": torch.get_num_threads(), "started": time.strftime("%F %T"),
+            "from": [0, 0], "evaluation_seconds": 0.0}]
 
     def use(self, rows: dict) -> None:
         """Put all rows with a next state, or none at a true end, on the device as one table."""
@@ -484,8 +530,8 @@ class Run:
 
     def draw(self, number: int) -> torch.Tensor:
         """Rows of the table for the batch of that seed, from its own generator: (B,)."""
-        generator, size = self.generators[number], (self.args.batch_size,)
-        return torch.randint(len(self.table), size, generator=generator, device=self.device)
+        return torch.randint(len(self.table), (self.args.batch_size,), device=self.device,
+                             generator=self.generators[number])
 
     def batch(self) -> dict:
         """(N, B, ...) tensors; "noise" are standard normal numbers for the algorithm's own use."""
@@ -510,10 +556,9 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
             stats = self.updates[number % len(self.updates)](self.batch())
         if stats:
-            values = torch.stack([v.detach().float() for v in stats.values()])
-            values = torch.cat([values, torch.ones_like(values[:1])])  # the last row counts
-            self.sums = values if self.sums is None else self.sums.add_(values)
-            self.names = [*stats]
+            new = torch.stack([v.detach().float() for v in stats.values()])
+            new = torch.cat([new, torch.ones_like(new[:1])])  # the last row counts
+            self.names, self.sums = [*stats], new if self.sums is None else self.sums.add_(new)
 
     def advance(self, updates: int) -> None:
         """Run that many updates; on CUDA they are only queued."""
@@ -537,6 +582,8 @@ class Run:
 
     def means(self) -> dict:
         """Statistics averaged since the last call, name -> (N,). Here the device is waited for."""
+        if self.sums is None or not self.sums[-1].any():
+            return {}
         values = (self.sums[:-1] / self.sums[-1]).cpu().numpy()
         self.sums.zero_()
         if bad := [n for n, v in zip(self.names, values) if not np.isfinite(v).all()]:
@@ -564,10 +611,9 @@ class Run:
                   "task": self.task, "seeds": self.seeds, "phase": self.phase, "step": self.step,
                   "final": self.evaluations[-1] if finished else None, "last_ten_scores": last,
                   "evaluations": self.evaluations, "parts": self.parts}
-        optimizers = {k: o.state_dict()["state"] for k, o in self.agent.optimizers.items()}
         torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
-                    "generators": [g.get_state() for g in self.generators],
-                    "optimizers": optimizers}, buffer := io.BytesIO())
+                    "optimizers": {k: o.state_dict() for k, o in self.agent.optimizers.items()},
+                    "generators": [g.get_state() for g in self.generators]}, buffer := io.BytesIO())
         part, text = Path(self.args.run_dir, "part"), json.dumps(result, indent=1).encode()
         try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
             for name, content in ("result.json", text), ("checkpoint.pt", buffer.getvalue()):
@@ -581,7 +627,7 @@ class Run:
         self.agent.load_state_dict(state["agent"])
         for name, optimizer in self.agent.optimizers.items():  # with this device's own flags
             groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict({"state": state["optimizers"][name], "param_groups": groups})
+            optimizer.load_state_dict(state["optimizers"][name] | {"param_groups": groups})
         self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
         self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
         if state["device"] == self.device.type:  # others draw differently: start anew
@@ -633,14 +679,14 @@ def train(run: Run) -> None:
 def main() -> None:
     """The command line: begin or resume a run, or evaluate one."""
     args, script, state = tyro.cli(Args), Path(__file__).stem, {}
-    most = dict.fromkeys(("tau", "discount", "polyak"), 1)
-    if bad := [k for k, v in vars(args).items() if type(v) is int and k != "seed" and v < 1
-               or type(v) is float and not 0 <= v <= most.get(k, 1e300)]:
+    if bad := [k for k, v in vars(args).items() if type(v) is int and k != "seed" and v < 1 or
+               type(v) is float and not 0 <= v <= (k in ("tau", "discount", "polyak") or 1e300)]:
         raise SystemExit(f"out of range, counts start at 1: --{', --'.join(bad)}".replace("_", "-"))
     warnings.filterwarnings("ignore", module="gymnasium|minari")
     gym.logger.min_level = gym.logger.ERROR
     socket.setdefaulttimeout(30)
     mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
+    args = args if args.eval_only else fill_settings(args)
     if args.run_dir and (path := Path(args.run_dir, "checkpoint.pt")).exists():
         free = ["device", "run_dir", "checkpoint_every"]  # what may differ in a run that goes on
         free += ["execution", "precision", "final_eval_episodes", "eval_only"] * args.eval_only
@@ -649,34 +695,31 @@ def main() -> None:
             assert state["script"] == script, f"it belongs to {state['script']}.py"
             stored = Args(**state["args"] | {k: vars(args)[k] for k in free})
         except Exception as error:
-            raise SystemExit(f"{path} is no checkpoint of {script}.py, choose another --run-dir "
+            raise SystemExit(f"{path}: no checkpoint of {script}.py, choose another --run-dir "
                              f"({error!r:.150})")
-        args = stored if args.eval_only else fill_settings(args)
+        args = stored if args.eval_only else args
         if other := [f"--{k.replace('_', '-')} {v}" for k, v in vars(stored).items()
                      if v != vars(args)[k]]:
             raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat them, or "
                              "choose another --run-dir")
     elif args.eval_only:
         raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
-    else:
-        args = fill_settings(args)
     idle, device = args.eval_only or state.get("finished"), choose_device(args)
     rows, task = (None, state["task"]) if idle else load_dataset(args)
     if state and state["task"]["fingerprint"] != task["fingerprint"]:
         raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
-    print("data: {name} ({source}), {transitions:,} rows, {episodes:,} episodes of return "
-          "{data_return:.1f} ± {data_std:.1f}, score {data_score:.1f}; evaluated on {env_id}"
-          .format(**task))
+    print("data: {name} ({source}), {transitions:,} rows, {episodes:,} episodes, return "
+          "{data_return:.1f} ± {data_std:.1f}, score {data_score:.1f}, on {env_id}".format(**task))
     if not args.run_dir:
-        now, env = time.strftime("%Y%m%d-%H%M%S"), args.env.replace("/", "-")
+        env, now = args.env.replace("/", "-"), time.strftime("%Y%m%d-%H%M%S")
         args.run_dir = f"runs/{script}-{env}-seed{args.seed}-{now}"
         sys.argv += ["--run-dir", args.run_dir]  # for the command that goes on with it
     rows = rows and prepare(args, rows, task)
     run = RUN(args, task, *device)
     if state:
         run.restore(state)
-        word = "finished" if state["finished"] else "resumed"
-        print(f"{word} at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
+        print("finished" if state["finished"] else "resumed",
+              f"at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
     if args.eval_only:
         run.measure(args.final_eval_episodes)
     elif rows:
@@ -686,8 +729,7 @@ def main() -> None:
     unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
     print(f"{args.env}, update {run.step}, {episodes} episodes: {unit} {np.mean(scores):.1f} ± "
           f"{np.std(scores):.1f} over {len(scores)} seeds ({', '.join(f'{x:.1f}' for x in scores)})"
-          f"; behaviour policy {task['data_score']:.1f}\n"
-          f"results: {args.run_dir}/result.json; curves: tensorboard --logdir {args.run_dir}")
+          f"; behaviour policy {task['data_score']:.1f}\n{args.run_dir}: result.json, tensorboard")
 
 ALGORITHM, RUN = POR, Run  # what main() trains, and the kind of its run
 

@@ -12,19 +12,28 @@ transitions has T + 1 observations, T actions, T rewards, T terminations and T t
 
     python benchmarks/collect.py hopper-medium                  # rebuilt/hopper/medium-v0
     python benchmarks/collect.py hopper-medium --steps 100000   # rebuilt/hopper/medium-100k-v0
+    python benchmarks/collect.py --env-id Pendulum-v1 --behavior random --steps 50000 \\
+        --name local/pendulum/random-v0                         # your own environment
+
+recipes.py lists the datasets and their behaviour policies. `medium-replay`, the replay buffer of a
+training, is played again by snapshots of it: each acts for the stretch of the training it stands
+for. `medium-expert` is half of one and half of the other, as in D4RL in this order.
 
 Determinism. The work is split into shards of `--shard-steps` transitions, each with seeds of its
-own, so the data are the same, bit for bit, for any number of workers, and a smaller set is the
-beginning of a larger one. Another CPU type or another version of MuJoCo or NumPy may round
-differently: the SHA-256 printed at the end is a promise for the same machine and versions only.
+own, so the data are the same, bit for bit, for any number of workers, and a smaller set (of
+medium-expert: each half) is the beginning of a larger one. Another CPU type or another version of
+MuJoCo or NumPy may round differently: the SHA-256 printed at the end is a promise for the same
+machine and versions only.
 """
 
 import contextlib
-import difflib
+import functools
 import hashlib
+import itertools
 import json
 import multiprocessing
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -34,8 +43,7 @@ import sys
 import threading
 import time
 import warnings
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -45,59 +53,29 @@ from typing import Annotated
 import gymnasium as gym
 import numpy as np
 import tyro
+from d4rl_policies import POLICIES, policy_file, read_ant
+from recipes import RECIPES, Recipe, comparable, dataset_id, find_recipe, load_behavior
 from tqdm import tqdm
 
 # Episodes that run side by side in a shard. More of them share one policy forward, but more are
 # thrown away unfinished at a shard's end; on Hopper-v4 4 to 16 are equally fast.
 SLOTS = 8
-# The noise of the stored policies is clamped like the learner's (train_behavior.py).
-LOG_STD_MIN, LOG_STD_MAX = -20, 2
 FIELDS = ("observations", "actions", "rewards", "terminations", "truncations")
 HERE = Path(__file__).resolve().parent
 
 
-@dataclass(frozen=True)
-class Published:
-    """D4RL's own dataset: return per episode (mean and deviation), transitions, episodes."""
-
-    mean: float
-    std: float
-    transitions: int
-    episodes: int
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One dataset: where the policy acts, which policy, and the scores that mean 0 and 100."""
-
-    env_id: str
-    dataset: str
-    """id without the namespace and version, `environment/level`"""
-    behavior: str | None
-    """weight file without .npz in the behaviour folder; None: uniform random actions"""
-    ref_min: float
-    ref_max: float
-    published: Published | None = None
-
-
-# Reference scores: D4RL, d4rl/infos.py (REF_MIN_SCORE, REF_MAX_SCORE): return of a random policy
-# and of an expert. Normalized score = 100 * (return - ref_min) / (ref_max - ref_min).
-HOPPER = dict(env_id="Hopper-v4", ref_min=-20.272305, ref_max=3234.3)
-
-RECIPES = {
-    # Published: measured over the episodes of D4RL's hopper-medium-v2.
-    "hopper-medium": Recipe(dataset="hopper/medium", behavior="hopper-medium", **HOPPER,
-                            published=Published(1422.06, 378.95, 999_906, 2_186)),
-    "hopper-random": Recipe(dataset="hopper/random", behavior=None, **HOPPER),
-}
-
-
 @dataclass
 class Args:
-    name: Annotated[str, tyro.conf.Positional]
-    """dataset, such as hopper-medium, or its id, such as rebuilt/hopper/medium-v0"""
-    steps: int = 1_000_000
-    """transitions in the dataset; other than 1,000,000 becomes part of the id"""
+    recipe: Annotated[str | None, tyro.conf.Positional] = None
+    """dataset, such as hopper-medium, or its id, such as rebuilt/hopper/medium-100k-v0"""
+    env_id: str | None = None
+    """instead of a dataset: any Gymnasium id (or module:id) with a time limit and vectors (Box)"""
+    behavior: str | None = None
+    """with --env-id: random, or the weight file (.npz, or D4RL's .pkl) of the policy that acts"""
+    name: str | None = None
+    """with --env-id: id of the dataset, such as local/pendulum/random-v0"""
+    steps: int | None = None
+    """transitions in the dataset (default: as many as D4RL's); another size joins the id"""
     workers: int | None = None
     """processes that simulate (default: one per core); the data do not depend on it"""
     seed: int = 0
@@ -108,52 +86,6 @@ class Args:
     """folder of the policies' weights"""
     shard_steps: int = 25_000
     """transitions of a shard, the unit of work of a process; another value gives other data"""
-
-
-# ---------------------------------------------------------------------------------------------
-# Policies: `draw` makes an episode's noise in advance, a call turns a batch of it into actions.
-# ---------------------------------------------------------------------------------------------
-
-
-class SacPolicy:
-    """Tanh-Gaussian policy in NumPy, 2 hidden ReLU layers; weights as in `nn.Linear`.
-
-    NumPy, so that a worker process need not load torch: it starts in a fraction of the time.
-    """
-
-    def __init__(self, weights: dict[str, np.ndarray]):
-        get = lambda layer: (np.ascontiguousarray(weights[f"{layer}.weight"].T, np.float32),
-                             np.asarray(weights[f"{layer}.bias"], np.float32))
-        (self.w0, self.b0), (self.w1, self.b1) = get("fc0"), get("fc1")
-        heads = get("last_fc"), get("last_fc_log_std")
-        self.w2, self.b2 = (np.concatenate(pair, -1) for pair in zip(*heads))
-        self.obs_dim, self.act_dim = self.w0.shape[0], self.w2.shape[1] // 2
-
-    def draw(self, rng: np.random.Generator, steps: int) -> np.ndarray:
-        """Noise of one episode, (steps, act_dim) float32."""
-        return rng.standard_normal((steps, self.act_dim), np.float32)
-
-    def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """(batch, obs_dim) and (batch, act_dim) float32 -> actions in [-1, 1], (batch, act_dim)."""
-        h = np.maximum(obs @ self.w0 + self.b0, 0)
-        h = np.maximum(h @ self.w1 + self.b1, 0)
-        mean, log_std = np.split(h @ self.w2 + self.b2, 2, -1)
-        return np.tanh(mean + np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX)) * noise)
-
-
-class UniformPolicy:
-    """Uniform random actions in the box `low`..`high`, (act_dim,) each."""
-
-    def __init__(self, low: np.ndarray, high: np.ndarray, obs_dim: int):
-        self.low, self.high = low.astype(np.float32), high.astype(np.float32)
-        self.obs_dim, self.act_dim = obs_dim, len(low)
-
-    def draw(self, rng: np.random.Generator, steps: int) -> np.ndarray:
-        """The actions of one episode, (steps, act_dim) float32."""
-        return rng.uniform(self.low, self.high, (steps, self.act_dim)).astype(np.float32)
-
-    def __call__(self, obs: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        return noise
 
 
 # ---------------------------------------------------------------------------------------------
@@ -312,25 +244,62 @@ def environment(**variables: str):
             os.environ.pop(key) if value is None else os.environ.update({key: value})
 
 
-def run_shard(env_id: str, policy, seed: list[int], steps: int) -> tuple[list[dict], float]:
-    """Episodes of one shard, at least `steps` transitions, and the CPU seconds they took."""
-    envs = make_envs(env_id, SLOTS)
+def act(env_id: str, policy, seed: list[int], steps: int) -> list[dict]:
+    """Episodes of a policy in an environment, at least `steps` transitions (see `rollout`)."""
+    return rollout(make_envs(env_id, SLOTS), policy, seed, steps=steps)
+
+
+def run_shard(collector: Callable, seed: list[int], steps: int) -> tuple[list[dict], float]:
+    """collector(seed, steps), the episodes of one shard, and the CPU seconds they took."""
     clock = time.process_time()
-    episodes = rollout(envs, policy, seed, steps=steps)
+    episodes = collector(seed, steps)
     return episodes, time.process_time() - clock
 
 
-def simulate(env_id: str, policy, steps: int, seed: int, shard_steps: int,
-             workers: int | None) -> tuple[list[dict], float]:
-    """Exactly `steps` transitions of episodes (see `rollout`), and the CPU seconds they took."""
-    jobs = [(env_id, policy, [seed, shard], min(shard_steps, steps - shard * shard_steps))
-            for shard in range(-(-steps // shard_steps))]
+def simulate(behaviors: list[list[tuple[Callable, int | None]]], steps: int, seed: int,
+             shard_steps: int, workers: int | None) -> tuple[list[dict], float]:
+    """Exactly `steps` transitions of episodes, and the CPU seconds they took.
+
+    behaviors: each collects an equal share of the steps by its stages (collector, end), one after
+    the other: a collector works until the behaviour has made `end` transitions, or to the end.
+    """
+    jobs, stage_of_job, ends = [], [], []
+    for number, stages in enumerate(behaviors):
+        first, last = (-(-steps * n // len(behaviors)) for n in (number, number + 1))
+        shard, start = 0, first
+        for collector, end in stages:
+            stop = last if end is None else min(last, first + end)
+            for quota in range(stop - start, 0, -shard_steps):
+                jobs.append((collector, [seed, shard], min(shard_steps, quota)))
+                stage_of_job.append(len(ends))
+                shard += 1
+            ends.append(stop)
+            start = stop
     shards, cpu = [None] * len(jobs), 0.0
     with tqdm(total=steps, unit=" transitions", unit_scale=True, disable=None) as bar:
         for number, (episodes, seconds) in run_jobs(run_shard, jobs, workers):
             shards[number], cpu = episodes, cpu + seconds
             bar.update(min(sum(len(e["rewards"]) for e in episodes), bar.total - bar.n))
-    return trim([episode for shard in shards for episode in shard], steps), cpu
+    by_stage: list[list[dict]] = [[] for _ in ends]
+    for stage, episodes in zip(stage_of_job, shards):
+        by_stage[stage] += episodes
+    return assemble(by_stage, ends), cpu
+
+
+def assemble(stages: list[list[dict]], ends: list[int]) -> list[dict]:
+    """Episodes of the stages one after the other, exactly ends[-1] transitions.
+
+    Stage k takes whole episodes until there are ends[k] transitions in all: as in a training, the
+    episode in which a new policy takes over is not cut, and the next stage has the fewer.
+    """
+    kept, total = [], 0
+    for episodes, end in zip(stages, ends):
+        for episode in episodes:
+            if total >= end:
+                break
+            kept.append(episode)
+            total += len(episode["rewards"])
+    return trim(kept, ends[-1])
 
 
 def trim(episodes: list[dict], steps: int) -> list[dict]:
@@ -415,9 +384,12 @@ def remove_stale(root: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_dataset(root: Path, dataset_id: str, recipe: Recipe, episodes: list[dict],
-                  metadata: dict) -> None:
+def write_dataset(root: Path, dataset_id: str, stored: dict, episodes: list[dict],
+                  metadata: dict, started: float) -> None:
     """Store the episodes as the Minari dataset `dataset_id` below `root`, all or nothing.
+
+    stored: what Minari's function is to know of the environment.
+    started: `time.perf_counter()` when the work began; the metadata get the seconds since then.
 
     A writer of Minari's that is killed midway leaves a dataset that is listed, loads empty and
     blocks its id. So the dataset is written into a hidden folder of the same file system and
@@ -436,12 +408,10 @@ def write_dataset(root: Path, dataset_id: str, recipe: Recipe, episodes: list[di
         with environment(MINARI_DATASETS_PATH=str(temporary)), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             minari.create_dataset_from_buffers(
-                dataset_id, buffers, env=gym.spec(recipe.env_id), data_format="hdf5",
-                algorithm_name=metadata["algorithm_name"], author="SOLO",
-                description=metadata["description"], ref_min_score=recipe.ref_min,
-                ref_max_score=recipe.ref_max)
+                dataset_id, buffers, **stored, data_format="hdf5", author="SOLO",
+                algorithm_name=metadata["algorithm_name"], description=metadata["description"])
             storage = MinariStorage.read(temporary / dataset_id / "data")
-            storage.update_metadata(metadata)
+            storage.update_metadata(metadata | {"wall_seconds": time.perf_counter() - started})
         target = root / dataset_id
         with environment(MINARI_DATASETS_PATH=str(root)):
             if namespace not in list_local_namespaces():
@@ -458,53 +428,6 @@ def write_dataset(root: Path, dataset_id: str, recipe: Recipe, episodes: list[di
 # ---------------------------------------------------------------------------------------------
 # The command
 # ---------------------------------------------------------------------------------------------
-
-
-def find_recipe(name: str) -> str:
-    """Key of RECIPES for a name or a full id. Raises SystemExit with the nearest names."""
-    ids = {f"rebuilt/{recipe.dataset}-v0": key for key, recipe in RECIPES.items()}
-    if name in RECIPES:
-        return name
-    if name in ids:
-        return ids[name]
-    near = difflib.get_close_matches(name, [*RECIPES, *ids], n=3, cutoff=0.4) or list(RECIPES)
-    raise SystemExit(f"unknown dataset {name!r}. Did you mean {', '.join(near)}?")
-
-
-def dataset_id(recipe: Recipe, steps: int) -> str:
-    """Minari id: 1,000,000 transitions is D4RL's size and goes without saying."""
-    for unit, suffix in ((1_000_000, "m"), (1_000, "k"), (1, "")):
-        if steps % unit == 0:
-            size = "" if steps == 1_000_000 else f"-{steps // unit}{suffix}"
-            return f"rebuilt/{recipe.dataset}{size}-v0"
-
-
-def load_behavior(recipe: Recipe, folder: Path) -> tuple[object, dict]:
-    """The policy of a recipe and what is known of it: file, sha256, training command, scores.
-
-    Raises SystemExit if the weights are missing, damaged or made for another environment.
-    """
-    env = make_envs(recipe.env_id, 1)[0]
-    obs_dim = env.observation_space.shape[0]
-    if recipe.behavior is None:
-        policy = UniformPolicy(env.action_space.low, env.action_space.high, obs_dim)
-        return policy, {"policy": "uniform random actions"}
-    path = folder / f"{recipe.behavior}.npz"
-    if not path.exists():
-        raise SystemExit(f"the policy {path} is missing. Train one with "
-                         "benchmarks/train_behavior.py and choose with "
-                         "benchmarks/select_behavior.py (see benchmarks/behavior/README.md).")
-    try:
-        with np.load(path) as file:
-            about = json.loads(str(file["about"])) if "about" in file else {}
-            policy = SacPolicy({key: file[key] for key in file.files if key != "about"})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise SystemExit(f"cannot read the policy {path}: {error}. Restore the file.")
-    if (policy.obs_dim, policy.act_dim) != (obs_dim, env.action_space.shape[0]):
-        raise SystemExit(f"{path} maps {policy.obs_dim} observations to {policy.act_dim} actions, "
-                         f"{recipe.env_id} has {obs_dim} and {env.action_space.shape[0]}.")
-    return policy, {"policy": "SAC, actions sampled", "file": path.name,
-                    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(), **about}
 
 
 def git_commit() -> str:
@@ -527,19 +450,24 @@ def returns_and_lengths(episodes: list[dict]) -> tuple[np.ndarray, np.ndarray]:
 def summary(metadata: dict, recipe: Recipe, place: Path) -> str:
     """What the set holds, beside D4RL's published figures, in a few lines of text."""
     mean, std = metadata["return_mean"], metadata["return_std"]
-    normalized = 100 * (mean - recipe.ref_min) / (recipe.ref_max - recipe.ref_min)
     lines = [
         f"transitions       {metadata['total_steps']:,}",
         f"episodes          {metadata['total_episodes']:,}",
         f"return            {mean:.2f} +- {std:.2f}",
-        f"length            {metadata['length_mean']:.1f} +- {metadata['length_std']:.1f}",
-        f"normalized return {normalized:.2f}   (0: random policy, 100: expert, D4RL's references)"]
-    if recipe.published:
-        d4rl = recipe.published
+        f"length            {metadata['length_mean']:.1f} +- {metadata['length_std']:.1f}"]
+    if (reached := metadata.get("success")) is not None:
+        lines.append(f"rewarded          {100 * reached:.1f} % of the episodes")
+    elif recipe.ref_min is not None:
+        normalized = 100 * (mean - recipe.ref_min) / (recipe.ref_max - recipe.ref_min)
+        lines.append(f"normalized return {normalized:.2f}   (0: random policy, 100: expert, "
+                     "D4RL's references)")
+    if d4rl := comparable(recipe, metadata):
         lines.append(f"D4RL's dataset    {d4rl.mean:.2f} +- {d4rl.std:.2f}, "
                      f"{d4rl.transitions:,} transitions, {d4rl.episodes:,} episodes, mean length "
                      f"{d4rl.transitions / d4rl.episodes:.1f}; "
                      f"ours deviates by {100 * (mean / d4rl.mean - 1):+.1f} % in return")
+    if recipe.note:
+        lines.append(f"note              {recipe.note}")
     lines += [f"data SHA-256      {metadata['data_sha256']}", f"stored in         {place}"]
     return "\n".join(lines)
 
@@ -554,35 +482,108 @@ def stored_metadata(place: Path) -> dict | None:
     return metadata if complete else None
 
 
-def collect(name: str, steps: int = 1_000_000, workers: int | None = None, seed: int = 0,
-            force: bool = False, behavior_dir: Path = HERE / "behavior",
-            shard_steps: int = 25_000) -> dict:
+def choose(args: Args) -> tuple[Recipe, str | None, int | None, list[str]]:
+    """What the arguments ask for: recipe, id and steps (None: as the recipe has them), command.
+
+    Raises SystemExit if they contradict one another or name what does not exist.
+    """
+    own = {"--env-id": args.env_id, "--behavior": args.behavior, "--name": args.name}
+    if args.recipe is not None:
+        if given := [option for option, value in own.items() if value is not None]:
+            raise SystemExit(f"{', '.join(given)}: {args.recipe} has its own; leave one out")
+        key, size = find_recipe(args.recipe)
+        if size is not None and args.steps not in (None, size):
+            raise SystemExit(f"--steps {args.steps}: {args.recipe} has {size}; leave one out")
+        return RECIPES[key], None, args.steps or size, [key]
+    if missing := [option for option, value in (own | {"--steps": args.steps}).items()
+                   if value is None]:
+        raise SystemExit("name a dataset, such as hopper-medium, or describe one of your own: "
+                         f"{', '.join(missing)} missing")
+    # por.py and its kind take `rebuilt/` for D4RL's tasks, and the first part for a folder
+    if not re.fullmatch(r"(?!rebuilt/)[\w-]+(/[\w-]+)+-v\d+", args.name):
+        raise SystemExit(f"--name {args.name}: must be like local/pendulum/random-v0, and rebuilt/ "
+                         "is for D4RL's datasets")
+    behavior = args.behavior if args.behavior == "random" else str(Path(args.behavior))
+    recipe = Recipe(args.env_id, args.name, (behavior,), args.steps)
+    return recipe, args.name, args.steps, list(itertools.chain(*own.items()))
+
+
+def load_collectors(recipe: Recipe, source: str, folder: Path) -> tuple[list, dict]:
+    """Stages (collector, end) of a behaviour of the recipe, as `simulate` wants them, and what is
+    known of it (see recipes.load_behavior)."""
+    if source != "maze":
+        stages, about = load_behavior(source, recipe.env_id, folder)
+        return [(functools.partial(act, recipe.env_id, policy), end)
+                for policy, end in stages], about
+    import mazes  # here: most datasets do without the imports that it needs
+
+    key = recipe.dataset.replace("/", "-", 1)
+    if key.startswith("pointmaze"):
+        weights, about = None, {"policy": "waypoints and a PD controller, actions with noise"}
+    else:
+        path = policy_file("ant_hierarch_pol.pkl")
+        weights = read_ant(path)
+        about = {"policy": "D4RL's own goal-reaching ant from waypoint to waypoint, actions "
+                           "sampled and with noise", "file": path.name,
+                 "url": POLICIES[path.name][0], "made_by": "D4RL (arXiv 2004.07219)",
+                 "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    return [(functools.partial(mazes.collect_shard, key, weights), None)], about
+
+
+def environment_of(recipe: Recipe) -> tuple[gym.envs.registration.EnvSpec, dict]:
+    """The environment that scores policies trained on the recipe's data, and what Minari stores.
+
+    An AntMaze is a class in a script, which cannot be stored: its dataset holds the spaces, and
+    `env_id` in the metadata tells a script which of its environments is meant.
+    """
+    if recipe.behavior != ("maze",):
+        spec = gym.spec(recipe.env_id.rpartition(":")[2])  # module:id was imported by `spaces`
+        return spec, {"env": spec}
+    import mazes
+
+    spec = mazes.evaluation_spec(recipe.dataset.replace("/", "-", 1))
+    env = gym.make(spec, disable_env_checker=True)
+    stored = {"observation_space": gym.spaces.flatten_space(env.observation_space),
+              "action_space": env.action_space}
+    return spec, stored if isinstance(spec.entry_point, type) else stored | {"env": spec}
+
+
+def collect(args: Args) -> dict:
     """Make the dataset, unless it exists, print its summary and return its metadata.
 
-    Arguments as in `Args`; the dataset lies where Minari looks for local datasets.
+    The dataset lies where Minari looks for local datasets.
     Raises SystemExit, with nothing written, if something is wrong with the arguments, the weights
     or the place.
     """
-    clock = time.perf_counter()
-    for option, value, least in (("--steps", steps, 1), ("--seed", seed, 0),
-                                 ("--shard-steps", shard_steps, 1), ("--workers", workers, 1)):
+    started = time.perf_counter()
+    for option, value, least in (("--steps", args.steps, 1), ("--seed", args.seed, 0),
+                                 ("--shard-steps", args.shard_steps, 1),
+                                 ("--workers", args.workers, 1)):
         if value is not None and value < least:
             raise SystemExit(f"{option} {value}: must be at least {least}")
-    key = find_recipe(name)
-    recipe = RECIPES[key]
+    recipe, full_id, steps, command = choose(args)
     quiet()
-    policy, behavior = load_behavior(recipe, Path(behavior_dir))
-    root, full_id = datasets_root(), dataset_id(recipe, steps)
+    behaviors, abouts = zip(*(load_collectors(recipe, source, args.behavior_dir)
+                              for source in recipe.behavior))
+    most = behaviors[0][-1][1]  # a bundle of snapshots knows when its training ended
+    if most and steps and steps > most:
+        raise SystemExit(f"--steps {steps}: the training behind {recipe.dataset} is stored up to "
+                         f"its step {most}")
+    steps = steps or min(recipe.steps, most or recipe.steps)
+    spec, stored = environment_of(recipe)
+    root, full_id = datasets_root(), full_id or dataset_id(recipe, steps)
     place = root / full_id
     remove_stale(root)
+    sha256 = "+".join(about.get("sha256", "") for about in abouts)
+    policy = ", then ".join(about["policy"] for about in abouts)
 
-    if place.exists() and not force:
+    if place.exists() and not args.force:
         there = stored_metadata(place)
         if there is None:
             raise SystemExit(f"{full_id} in {place} is incomplete or not made by this program; "
                              "--force replaces it.")
-        wanted = {"seed": seed, "shard_steps": shard_steps, "behavior_sha256":
-                  behavior.get("sha256", "")}
+        wanted = {"seed": args.seed, "shard_steps": args.shard_steps, "behavior_sha256": sha256,
+                  "total_steps": steps} | ({} if args.recipe else {"env_id": spec.id})
         for word, value in wanted.items():
             if there.get(word) != value:
                 raise SystemExit(f"{full_id} exists with {word} {there.get(word)}, not {value}; "
@@ -591,33 +592,42 @@ def collect(name: str, steps: int = 1_000_000, workers: int | None = None, seed:
               f"{summary(there, recipe, place)}")
         return there
 
-    print(f"{full_id}: {steps:,} transitions of {recipe.env_id}, {behavior['policy']}", flush=True)
-    episodes, cpu = simulate(recipe.env_id, policy, steps, seed, shard_steps, workers)
+    print(f"{full_id}: {steps:,} transitions of {recipe.env_id}, {policy}", flush=True)
+    episodes, cpu = simulate(behaviors, steps, args.seed, args.shard_steps, args.workers)
     # A cut episode's return says nothing of the policy; it counts only where there is no other.
     returns, lengths = returns_and_lengths(episodes[:-1] or episodes)
-    command = ["python", "benchmarks/collect.py", key, "--steps", str(steps), "--seed", str(seed)]
-    if shard_steps != Args.shard_steps:
-        command += ["--shard-steps", str(shard_steps)]
+    command += ["--steps", str(steps), "--seed", str(args.seed)]
+    if args.shard_steps != Args.shard_steps:
+        command += ["--shard-steps", str(args.shard_steps)]
+    origin = "collected by D4RL's recipe (arXiv 2004.07219)" if args.recipe else "collected by SOLO"
+    longest = int(lengths.max()) if recipe.behavior == ("maze",) else spec.max_episode_steps
     version = lambda package: getattr(sys.modules.get(package), "__version__", "unknown")
+    simulated = time.perf_counter()
     metadata = {
-        "algorithm_name": "uniform random" if recipe.behavior is None else "SAC",
-        "description": f"{recipe.env_id}, collected by D4RL's recipe (arXiv 2004.07219): "
-                       f"{behavior['policy']}, float32, episodes cut after "
-                       f"{gym.spec(recipe.env_id).max_episode_steps} transitions.",
-        "command": shlex.join(command), "seed": seed, "shard_steps": shard_steps,
-        "behavior": behavior, "behavior_sha256": behavior.get("sha256", ""),
-        "data_sha256": data_sha256(episodes),
+        "algorithm_name": {"random": "uniform random", "maze": "waypoints"}.get(
+            recipe.behavior[0], "SAC"),
+        "description": f"{recipe.env_id}, {origin}: {policy}, float32, episodes cut after "
+                       f"{longest} transitions. {recipe.note}".strip(),
+        "command": shlex.join(["python", "benchmarks/collect.py", *command]), "seed": args.seed,
+        "shard_steps": args.shard_steps, "env_id": spec.id,
+        "behavior": abouts[0] if len(abouts) == 1 else {"policy": policy, "parts": abouts},
+        "behavior_sha256": sha256, "data_sha256": data_sha256(episodes),
         "return_mean": float(returns.mean()), "return_std": float(returns.std()),
         "length_mean": float(lengths.mean()), "length_std": float(lengths.std()),
+        "transitions_per_second": steps / (simulated - started),
         "mujoco_version": version("mujoco"), "gymnasium_version": gym.__version__,
         "numpy_version": np.__version__, "commit": git_commit()}
-    simulated = time.perf_counter()
-    write_dataset(root, full_id, recipe, episodes, metadata)
+    if recipe.ref_min is not None:
+        # not by Minari's function, which drops them where it stores no environment
+        metadata |= {"ref_min_score": recipe.ref_min, "ref_max_score": recipe.ref_max}
+    if recipe.behavior == ("maze",):
+        metadata["success"] = float((returns > 0).mean())
+    write_dataset(root, full_id, stored, episodes, metadata, started)
     metadata = stored_metadata(place)
     now = time.perf_counter()
     print(summary(metadata, recipe, place))
-    print(f"wall time         {now - clock:.1f} s, {now - simulated:.1f} s of it writing; "
-          f"{steps / (simulated - clock):,.0f} transitions/s, "
+    print(f"wall time         {now - started:.1f} s, {now - simulated:.1f} s of it writing; "
+          f"{steps / (simulated - started):,.0f} transitions/s, "
           f"{steps / cpu:,.0f} per second of CPU time")
     return metadata
 
@@ -625,7 +635,7 @@ def collect(name: str, steps: int = 1_000_000, workers: int | None = None, seed:
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
     try:
-        collect(**vars(args))
+        collect(args)
     except KeyboardInterrupt:
         raise SystemExit("stopped; nothing was written")
 

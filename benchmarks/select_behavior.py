@@ -14,6 +14,14 @@ with fresh seeds, and must then be within `--accept` of the target to be stored.
     python benchmarks/select_behavior.py runs/sac-hopper-0 runs/sac-hopper-1 --env-id Hopper-v4 \\
         --target 1422 --target-length 457 --out benchmarks/behavior/hopper-medium.npz
 
+With --replay-steps the snapshots of the winner's training up to there are bundled too, for the
+medium-replay dataset (bundle_replay.py). For the other two environments (targets: D4RL's sets):
+
+    python benchmarks/select_behavior.py runs/sac-halfcheetah-0 --env-id HalfCheetah-v4 \\
+        --target 4770 --out benchmarks/behavior/halfcheetah-medium.npz --replay-steps 202000
+    python benchmarks/select_behavior.py runs/sac-walker2d-0 --env-id Walker2d-v4 --target 2852 \\
+        --target-length 840 --out benchmarks/behavior/walker2d-medium.npz --replay-steps 302000
+
 A training that still runs may be read: its checkpoint is replaced in one step. The result does not
 depend on the number of workers.
 """
@@ -29,8 +37,8 @@ from typing import Annotated
 import gymnasium as gym
 import numpy as np
 import tyro
-from collect import (SacPolicy, git_commit, make_envs, quiet, returns_and_lengths, rollout,
-                     run_jobs)
+from collect import git_commit, make_envs, quiet, returns_and_lengths, rollout, run_jobs
+from recipes import SacPolicy, spaces
 from tqdm import tqdm
 
 README_HEAD = """# Behaviour policies
@@ -44,7 +52,8 @@ Such a policy is a snapshot of a SAC training (`benchmarks/train_behavior.py`), 
 `benchmarks/select_behavior.py`: the snapshot whose episodes come nearest to the return, and among
 equals to the length, of D4RL's dataset of that level. The *selection* score helped to choose it and
 flatters it; the *fresh* score was measured afterwards with other seeds. Both are the mean and the
-deviation of the undiscounted return over episodes with sampled actions.
+deviation of the undiscounted return over episodes with sampled actions. `hopper-skilled` aims at
+the expert and is the best that its training reached.
 
 To make a policy anew, run the training command of its row and then `select_behavior.py` on the
 training's folder. A training that is not interrupted is reproducible on the same machine and
@@ -53,6 +62,19 @@ versions; elsewhere rounding differs, and another step may come nearest.
 | file | environment | target return | training command | seed | step | selection score | fresh \
 score | mean length | SHA-256 |
 |---|---|---|---|---|---|---|---|---|---|
+
+## Bundles for medium-replay
+
+A bundle (`benchmarks/bundle_replay.py`) stacks snapshots of one training, `(K, out, in)`; `ends`
+holds the K + 1 steps at which the random actions of the beginning and each snapshot's stretch end.
+*Half precision* is the change of the mean return, with its standard error, that storing float16
+made. *In training* are the complete episodes of the learner's own replay buffer up to the end,
+*played again* those of the snapshots; *shift* is the largest difference between the two in the
+mean of an observation, in deviations of the former.
+
+| bundle | from the training of | steps | snapshots | half precision | in training | played again \
+| shift | SHA-256 |
+|---|---|---|---|---|---|---|---|---|
 """
 # Seeds of the three rounds of measurement; any three different numbers do.
 QUICK, FINAL, FRESH = 1, 2, 3
@@ -84,6 +106,8 @@ class Args:
     """relative distance of the fresh score from the target above which nothing is stored"""
     train_command: str | None = None
     """command that trained the winner (default: as found from the checkpoint)"""
+    replay_steps: int | None = None
+    """also bundle snapshots for medium-replay: transitions of D4RL's set"""
     workers: int | None = None
     """processes that simulate (default: one per core)"""
 
@@ -108,14 +132,14 @@ def measure(env_id: str, policy: SacPolicy, seed: list[int], episodes: int) -> S
     return Score(float(returns.mean()), float(returns.std()), float(lengths.mean()), len(result))
 
 
-def measure_all(args: Args, candidates: dict[tuple, SacPolicy], round_: int,
-                episodes: int) -> dict[tuple, Score]:
+def measure_policies(env_id: str, policies: dict[tuple, SacPolicy], round_: int, episodes: int,
+                     workers: int | None) -> dict[tuple, Score]:
     """Scores of the policies; `round_` separates the seeds of one round from another's."""
     # All policies of a round meet the same start states and noise: less chance in comparing them.
-    jobs = [(args.env_id, policy, [round_], episodes) for policy in candidates.values()]
-    scores, keys = {}, list(candidates)
-    for number, score in tqdm(run_jobs(measure, jobs, args.workers), total=len(jobs),
-                              unit=" snapshots", disable=None):
+    jobs = [(env_id, policy, [round_], episodes) for policy in policies.values()]
+    scores, keys = {}, list(policies)
+    for number, score in tqdm(run_jobs(measure, jobs, workers), total=len(jobs),
+                              unit=" policies", disable=None):
         scores[keys[number]] = score
     return {key: scores[key] for key in keys}  # the order must not depend on who was first
 
@@ -175,11 +199,21 @@ def replace_file(path: Path, write) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def write_readme_row(readme: Path, name: str, row: str) -> None:
-    """Put the row of the file `name` into the table at the end of the README, or renew it."""
+def write_row(readme: Path, table: str, name: str, row: str) -> None:
+    """Put the row of the file `name` into a table of the README, or renew it.
+
+    table: how its first line begins. Raises SystemExit if the README exists without that table.
+    """
     text = readme.read_text() if readme.exists() else README_HEAD
     lines = [line for line in text.splitlines() if not line.startswith(f"| `{name}` |")]
-    replace_file(readme, lambda file: file.write("\n".join([*lines, row, ""]).encode()))
+    end = next((i for i, line in enumerate(lines) if line.startswith(table)), None)
+    if end is None:
+        raise SystemExit(f"{readme} has no table {table} for this row; add its head, or move the "
+                         f"file away, then a new one is begun:\n{row}")
+    while end < len(lines) and lines[end].startswith("|"):
+        end += 1
+    lines.insert(end, row)
+    replace_file(readme, lambda file: file.write(("\n".join(lines) + "\n").encode()))
 
 
 def select(args: Args) -> None:
@@ -188,17 +222,15 @@ def select(args: Args) -> None:
         raise SystemExit(f"--out {args.out}: must end in .npz")
     if not args.runs:
         raise SystemExit("give at least one folder of a training")
-    for option in ("quick_episodes", "episodes", "finalists", "workers"):
+    for option in ("quick_episodes", "episodes", "finalists", "replay_steps", "workers"):
         if (value := getattr(args, option)) is not None and value < 1:
             raise SystemExit(f"--{option.replace('_', '-')} {value}: must be at least 1")
     if args.target == 0:
         raise SystemExit("--target 0: distances are relative to it, so it must not be zero")
+    if args.replay_steps is not None and not args.out.name.endswith("-medium.npz"):
+        raise SystemExit(f"--replay-steps goes with --out ...-medium.npz, not {args.out.name}")
     quiet()
-    try:
-        env = make_envs(args.env_id, 1)[0]
-    except gym.error.Error as error:
-        raise SystemExit(f"--env-id {args.env_id}: {error}")
-    obs_dim, act_dim = env.observation_space.shape[0], env.action_space.shape[0]
+    obs_dim, act_dim = (space.shape[0] for space in spaces(args.env_id))
 
     candidates, weights, seeds = {}, {}, {}
     for folder in dict.fromkeys(args.runs):
@@ -213,16 +245,17 @@ def select(args: Args) -> None:
                                  "was it trained on another --env-id?")
         print(f"{folder}: {len(state['snapshots'])} snapshots, up to step {state['step']}")
 
-    quick = measure_all(args, candidates, QUICK, args.quick_episodes)
+    measured = lambda *what: measure_policies(args.env_id, *what, args.workers)
+    quick = measured(candidates, QUICK, args.quick_episodes)
     nearest = sorted(quick, key=lambda key: abs(quick[key].mean - args.target))[:args.finalists]
-    final = measure_all(args, {key: candidates[key] for key in nearest}, FINAL, args.episodes)
+    final = measured({key: candidates[key] for key in nearest}, FINAL, args.episodes)
     best = choose(final, args.target, args.target_length, args.tolerance)
     print(f"\nfinalists, {args.episodes} episodes each (target return {args.target:g}"
           + (f", length {args.target_length:g}" if args.target_length is not None else "") + ")")
     for key, score in sorted(final.items(), key=lambda item: abs(item[1].mean - args.target)):
         print(f"{'->' if key == best else '  '} {key[0]} step {key[1]:>7} {score}")
 
-    fresh = measure_all(args, {best: candidates[best]}, FRESH, args.episodes)[best]
+    fresh = measured({best: candidates[best]}, FRESH, args.episodes)[best]
     off = fresh.mean / args.target - 1
     print(f"\nchosen: {best[0]} step {best[1]}\nselection score {final[best]}\n"
           f"fresh score     {fresh}   {100 * off:+.1f} % from the target")
@@ -250,9 +283,14 @@ def select(args: Args) -> None:
     row = (f"| `{args.out.name}` | {args.env_id} | {args.target:g} | `{command}` | "
            f"{seeds[folder]} | {step} | {show(final[best])} | {show(fresh)} | {fresh.length:.1f} | "
            f"`{hashlib.sha256(args.out.read_bytes()).hexdigest()}` |")
-    write_readme_row(args.out.parent / "README.md", args.out.name, row)
+    write_row(args.out.parent / "README.md", "| file |", args.out.name, row)
     print(f"\nwritten: {args.out}, {args.out.stat().st_size:,} bytes, and its row in the README.md "
           f"beside it\n{row}")
+    if args.replay_steps is not None:
+        import bundle_replay
+
+        bundle_replay.bundle(bundle_replay.Args(folder, args.out, args.replay_steps,
+                                                workers=args.workers))
 
 
 def main() -> None:

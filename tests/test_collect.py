@@ -21,11 +21,13 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import collect as collecting  # noqa: E402
+import recipes  # noqa: E402
 import select_behavior  # noqa: E402
 
 collecting.quiet()
 STEPS, SHARD = 1_500, 400  # four shards, the last one smaller; episodes take 10 to 100 steps
 DATASET = f"rebuilt/hopper/medium-{STEPS}-v0"
+OWN = dict(env_id="Pendulum-v1", behavior="random", name="local/pendulum/random-v0", steps=9)
 
 
 def random_weights(seed: int, obs_dim: int = 11, act_dim: int = 3) -> dict[str, np.ndarray]:
@@ -130,9 +132,14 @@ def test_same_data_for_any_workers_and_repeats(made, behavior):
     assert not list(root.glob(".*")), "temporary folder left behind"
 
 
+def hopper_stages(folder: Path) -> list:
+    """The stages of hopper-medium, as `simulate` takes them."""
+    recipe = collecting.RECIPES["hopper-medium"]
+    return collecting.load_collectors(recipe, "hopper-medium", folder)[0]
+
+
 def test_smaller_set_begins_the_larger(behavior, episodes):
-    policy, _ = collecting.load_behavior(collecting.RECIPES["hopper-medium"], behavior)
-    smaller, _ = collecting.simulate("Hopper-v4", policy, 700, 0, SHARD, 1)
+    smaller, _ = collecting.simulate([hopper_stages(behavior)], 700, 0, SHARD, 1)
     for small, large in zip(smaller[:-1], episodes):
         np.testing.assert_array_equal(small["observations"], large.observations)
     cut = len(smaller[-1]["rewards"])
@@ -158,8 +165,8 @@ def test_killed_while_writing(behavior, tmp_path):
               "import os, signal, collect\n"
               "from minari.dataset.minari_storage import MinariStorage\n"
               "MinariStorage.update_metadata = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n"
-              f"collect.collect('hopper-medium', {STEPS}, 1, behavior_dir={str(behavior)!r}, "
-              f"shard_steps={SHARD})\n")
+              f"collect.collect(collect.Args('hopper-medium', steps={STEPS}, workers=1, "
+              f"behavior_dir=collect.Path({str(behavior)!r}), shard_steps={SHARD}))\n")
     root = tmp_path / "datasets"
     environment = {**os.environ, "MINARI_DATASETS_PATH": str(root)}
     killed = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
@@ -193,18 +200,28 @@ def test_incomplete_dataset_is_named(behavior, tmp_path, monkeypatch):
     data.mkdir(parents=True)
     (data / "metadata.json").write_text('{"total_steps": 0}')
     with pytest.raises(SystemExit, match="incomplete.*--force"):
-        collecting.collect("hopper-medium", STEPS, behavior_dir=behavior)
+        collecting.collect(collecting.Args("hopper-medium", steps=STEPS, behavior_dir=behavior))
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (dict(name="hoper-medum"), "Did you mean hopper-medium"),
-    (dict(name="hopper-medium", steps=0), "--steps 0: must be at least 1"),
-    (dict(name="hopper-medium", behavior_dir=Path("nowhere")), "train_behavior.py"),
+    (dict(recipe="hoper-medum"), "Did you mean hopper-medium"),
+    (dict(recipe="hopper-medium", steps=0), "--steps 0: must be at least 1"),
+    (dict(recipe="hopper-medium", behavior_dir=Path("nowhere")), "train_behavior.py"),
+    (dict(recipe="rebuilt/hopper/medium-100k-v0", steps=5), "has 100000; leave one out"),
+    (dict(recipe="hopper-medium", name="local/a/b-v0"), "--name: hopper-medium has its own"),
+    (dict(), "--env-id, --behavior, --name, --steps missing"),
+    (dict(OWN, name="rebuilt/a/b-v0"), "must be like local/pendulum/random-v0"),
+    (dict(OWN, name="../a-v0"), "must be like local/pendulum/random-v0"),
+    (dict(OWN, env_id="CartPole-v1"), "must be vectors"),
+    (dict(OWN, env_id="Nothing-v7"), "--env-id Nothing-v7"),
+    (dict(OWN, env_id="CarRacing-v3"), "--env-id CarRacing-v3"),
+    (dict(OWN, behavior="nowhere.npz"), "nowhere.npz is missing"),
+    (dict(OWN, behavior="nowhere.pkl"), "nowhere.pkl"),
 ])
 def test_bad_input(arguments, message, tmp_path, monkeypatch):
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path))
     with pytest.raises(SystemExit, match=message):
-        collecting.collect(**arguments)
+        collecting.collect(collecting.Args(**arguments))
     assert not list(tmp_path.iterdir())
 
 
@@ -213,7 +230,7 @@ def test_bad_weights(content, tmp_path):
     path = tmp_path / "hopper-medium.npz"
     path.write_text(content) if isinstance(content, str) else np.savez(path, **content)
     with pytest.raises(SystemExit, match="cannot read|Hopper-v4 has 11"):
-        collecting.load_behavior(collecting.RECIPES["hopper-medium"], tmp_path)
+        collecting.load_behavior("hopper-medium", "Hopper-v4", tmp_path)
 
 
 def test_ids():
@@ -221,7 +238,15 @@ def test_ids():
     for steps, size in ((1_000_000, ""), (100_000, "-100k"), (2_000_000, "-2m"),
                         (12_345, "-12345")):
         assert collecting.dataset_id(recipe, steps) == f"rebuilt/hopper/medium{size}-v0"
-    assert collecting.find_recipe("rebuilt/hopper/medium-v0") == "hopper-medium"
+    for name, size in (("hopper-medium", None), ("rebuilt/hopper/medium-v0", None),
+                       ("rebuilt/hopper/medium-100k-v0", 100_000),
+                       ("rebuilt/hopper/medium-2m-v0", 2_000_000)):
+        assert collecting.find_recipe(name) == ("hopper-medium", size)
+    replay = collecting.RECIPES["hopper-medium-replay"]
+    assert collecting.dataset_id(replay, 402_000) == "rebuilt/hopper/medium-replay-v0"
+    assert collecting.dataset_id(replay, 81_000) == "rebuilt/hopper/medium-replay-81k-v0"
+    assert collecting.find_recipe("rebuilt/hopper/medium-snapshot5-v0") == (
+        "hopper-medium-snapshot5", None)
 
 
 def test_policy_is_the_learners():
@@ -238,7 +263,7 @@ def test_policy_is_the_learners():
     torch.manual_seed(0)
     with torch.no_grad():
         expected = actor(torch.as_tensor(obs))[0].numpy()
-    np.testing.assert_allclose(collecting.SacPolicy(weights)(obs, noise), expected, atol=1e-5)
+    np.testing.assert_allclose(recipes.SacPolicy(weights)(obs, noise), expected, atol=1e-5)
 
 
 class Toy(gym.Env):
@@ -263,7 +288,7 @@ def toys(slots: int, limit: int = 100) -> list:
     return [gym.make(spec, disable_env_checker=True) for _ in range(slots)]
 
 
-TOY_POLICY = collecting.UniformPolicy(np.array([-1.0]), np.array([1.0]), 1)
+TOY_POLICY = recipes.UniformPolicy(np.array([-1.0]), np.array([1.0]), 1)
 
 
 @pytest.mark.parametrize("limits", [dict(steps=300), dict(episodes=30),
@@ -322,18 +347,20 @@ def test_select(tmp_path, capsys):
     snapshots = {step: {key: torch.as_tensor(value) for key, value in random_weights(step).items()}
                  for step in (1000, 2000, 3000)}
     torch.save({"snapshots": snapshots, "buffer": buffer, "step": 3000}, run / "checkpoint.pt")
-    policy = collecting.SacPolicy(random_weights(2000))
+    policy = recipes.SacPolicy(random_weights(2000))
     score = select_behavior.measure("Hopper-v4", policy, [9], 30)
     args = select_behavior.Args(runs=(run,), target=score.mean, target_length=score.length, out=out,
                                 quick_episodes=5, episodes=30, finalists=2, accept=1.0, workers=1)
     for _ in range(2):  # the second time replaces the row
         select_behavior.select(args)
     assert "selection score" in capsys.readouterr().out
-    _, about = collecting.load_behavior(collecting.RECIPES["hopper-medium"], out.parent)
+    _, about = collecting.load_behavior("hopper-medium", "Hopper-v4", out.parent)
     assert about["training_seed"] == 42 and about["step"] in snapshots
     assert f"--seed 42 --num-steps {about['step']}" in about["training_command"]
     readme = (out.parent / "README.md").read_text()
-    assert readme.count("| `hopper-medium.npz` |") == 1 and about["sha256"] in readme
+    # a row of the first table, which ends with an empty line
+    assert f"| `{about['sha256']}` |" in readme.partition("## Bundles")[0]
+    assert readme.count("| `hopper-medium.npz` |") == 1
     args.target, args.accept, args.out = 1e4, 0.15, tmp_path / "other.npz"
     with pytest.raises(SystemExit, match="nothing was written"):
         select_behavior.select(args)

@@ -485,7 +485,7 @@ def d4rl(por, tmp_path, tiny_hdf5, monkeypatch):
 
         def do_GET(self):
             self.asked.append(self.server.server_port)
-            short = Path(self.directory, "short")
+            short = Path(self.translate_path(self.path)).with_name("short")
             if not short.exists():
                 return super().do_GET()
             content = short.read_bytes()
@@ -501,19 +501,21 @@ def d4rl(por, tmp_path, tiny_hdf5, monkeypatch):
     good = tiny_hdf5(tmp_path / "good.hdf5").read_bytes()
     for number in range(2):
         folder = tmp_path / f"server{number}"
-        folder.mkdir()
-        (folder / name).write_bytes(good)
+        file = folder / (f"v2/{name}" if number == 0 else name)  # the mirror has no folders
+        file.parent.mkdir(parents=True)
+        file.write_bytes(good)
         handler = functools.partial(Handler, directory=str(folder))
         servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler))
         threading.Thread(target=servers[-1].serve_forever, args=(0.01,), daemon=True).start()
         urls.append(f"http://127.0.0.1:{servers[-1].server_port}/")
-    monkeypatch.setattr(por, "D4RL_SERVERS", urls)
+    monkeypatch.setattr(por, "D4RL_SERVER", urls[0])
+    monkeypatch.setattr(por, "D4RL_MIRROR", urls[1])
     monkeypatch.setattr(por, "D4RL_FILES", {
-        "hopper-medium-v2": hashlib.sha256(good).hexdigest()[:32]})
+        "hopper-medium-v2": (f"v2/{name}", hashlib.sha256(good).hexdigest()[:32])})
     for variable in ("http_proxy", "HTTP_PROXY"):
         monkeypatch.delenv(variable, raising=False)
     yield SimpleNamespace(
-        first=tmp_path / "server0", second=tmp_path / "server1", name=name, good=good, urls=urls,
+        first=tmp_path / "server0/v2", second=tmp_path / "server1", name=name, good=good, urls=urls,
         target=tmp_path / "d4rl" / name, fetch=lambda: por.d4rl_file("hopper-medium-v2"),
         asked=lambda: [urls.index(f"http://127.0.0.1:{port}/") for port in Handler.asked],
         stop=lambda number: (servers[number].shutdown(), servers[number].server_close()))
@@ -558,7 +560,7 @@ def test_where_all_servers_fail_the_message_says_what_to_do(d4rl):
     with pytest.raises(SystemExit) as end:
         d4rl.fetch()
     text = str(end.value)
-    for word in (*(url + d4rl.name for url in d4rl.urls), "404", str(d4rl.target),
+    for word in (f"{d4rl.urls[0]}v2/{d4rl.name}", d4rl.urls[1] + d4rl.name, "404", str(d4rl.target),
                  "benchmarks/collect.py hopper-medium"):
         assert word in text, text
     assert list(d4rl.target.parent.iterdir()) == []
