@@ -7,12 +7,15 @@ PY := .venv/bin/python
 # Progress shows line by line in a log file too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run test clean
+.PHONY: help run test sync diffstat benchmarks clean
 .NOTPARALLEL:
 
 help:
 	@echo "make run    set-up, small dataset, short POR training and its curve; again: goes on"
 	@echo "make test   set-up, then all tests"
+	@echo "make benchmarks  README's tables and pictures from benchmarks/results/, and their checks"
+	@echo "make sync   carries por.py's plumbing to the other scripts (MODEL=algorithms/x.py)"
+	@echo "make diffstat  by how many lines the scripts differ"
 	@echo "make clean  removes caches and $(RUN_DIR), keeps .venv and the datasets"
 	@echo "make help   this text. The set-up makes .venv and installs requirements.txt into it"
 	@echo "Options: PYTHON=/path/to/python (3.11 or newer), RUN_UPDATES=$(RUN_UPDATES) for make run"
@@ -49,6 +52,18 @@ run: .venv/installed
 
 test: .venv/installed
 	$(PY) -m pytest -q --durations=10 tests
+
+MODEL ?= algorithms/por.py
+
+sync: .venv/installed
+	$(PY) tests/sync.py --model $(MODEL)
+
+diffstat: .venv/installed
+	$(PY) tests/sync.py --diffstat
+
+benchmarks: .venv/installed
+	$(PY) benchmarks/tables.py
+	$(PY) benchmarks/check.py
 
 clean:
 	rm -rf .pytest_cache $(RUN_DIR)

@@ -37,8 +37,8 @@ class Args:
 def parts(text: str) -> dict[str, list[tuple[int, int]]]:
     """Top-level name -> its (first, last) lines, from 1; decorators and comments above included.
 
-    The imports of the plumbing are one part, named "imports". A name that is assigned twice has
-    two ranges.
+    The imports at the head of the plumbing are one part, named "imports". A name that is assigned
+    twice has two ranges.
     """
     lines, found = text.splitlines(), {}
     start = next((i for i, line in enumerate(lines, 1) if line.startswith(MARKER)), len(lines))
@@ -50,15 +50,13 @@ def parts(text: str) -> dict[str, list[tuple[int, int]]]:
             name = node.name
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             name = node.targets[0].id
-        elif isinstance(node, (ast.Import, ast.ImportFrom)) and node.lineno > start:
-            name = "imports"
+        elif isinstance(node, (ast.Import, ast.ImportFrom)) and node.lineno > start and (
+                "imports" not in found or node.lineno == found["imports"][0][1] + 1):
+            found["imports"] = [(found.get("imports", [(first,)])[0][0], node.end_lineno)]
+            continue
         else:
             continue
-        ranges = found.setdefault(name, [])
-        if name == "imports" and ranges:  # one block
-            ranges[0] = (ranges[0][0], node.end_lineno)
-        else:
-            ranges.append((first, node.end_lineno))
+        found.setdefault(name, []).append((first, node.end_lineno))
     return found
 
 
