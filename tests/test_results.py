@@ -718,7 +718,7 @@ def start_grid(folder: Path, *words: str) -> subprocess.Popen:
                             text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
-def wait_for(condition, seconds: float = 20) -> None:
+def wait_for(condition, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -733,7 +733,7 @@ def steps() -> dict[str, int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels let the cells of a killed grid "
                                                     "finish their work")
 def test_killed_in_the_middle_and_finished(grid, tmp_path):
-    slow = ("--", "--pause", "0.12")
+    slow = ("--", "--pause", "0.2")
     process = start_grid(tmp_path, *THREE, *slow)
     wait_for(lambda: sum(step >= 20 for step in steps().values()) == 2)
     process.kill()
@@ -762,7 +762,7 @@ def test_asked_to_stop_the_cells_write_checkpoints(grid, tmp_path):
     process = start_grid(tmp_path, *THREE, "--", "--pause", "0.12")
     wait_for(lambda: sum(step >= 10 for step in steps().values()) == 2)
     process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=20)
+    out, _ = process.communicate(timeout=90)
     assert process.returncode == 128 + signal.SIGTERM and "stopped" in out, out
     assert "Traceback" not in out and not Path("results").exists()
     assert all(step < 100 for step in steps().values()) and len(steps()) == 2
@@ -831,7 +831,7 @@ def test_two_grids_share_a_folder(grid, tmp_path):
     process = start_grid(tmp_path, *words)
     wait_for(lambda: steps())
     code, out = grid(*words)
-    first, _ = process.communicate(timeout=20)
+    first, _ = process.communicate(timeout=90)
     assert code == 0 and process.returncode == 0, first
     log = next(Path("runs/grid").glob("*/log.txt")).read_text()
     assert log.index("waiting: another process") < log.index("begins at 100")
