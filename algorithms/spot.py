@@ -222,7 +222,7 @@ class SPOT(nn.Module):
             next_a = self.drop(self.actor_target, s2, dropout) + radius * smoothing
             next_a = next_a.clamp(center - radius, center + radius)
             next_q = self.critic_target(torch.cat([s2, next_a], -1)).squeeze(-1).amin(1)
-            discount = torch.where(online > 0, args.online_discount, args.discount)
+            discount = args.discount + (args.online_discount - args.discount) * online.clamp(max=1)
             target = batch["rewards"] + discount * (1 - batch["terminals"]) * next_q
         q = self.critic(torch.cat([s, batch["actions"]], -1)).squeeze(-1)
         critic_loss = ((q - target.unsqueeze(1)) ** 2).mean(2).sum(1)

@@ -29,6 +29,7 @@ import platform
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -112,10 +113,11 @@ def synthetic(task: str, rows: int) -> dict:
 
 
 def describe(script: ModuleType, task: str, rows: int) -> dict:
-    """The task beside such rows: what `load_dataset` would say of them, as far as a run needs it."""
+    """The task of such rows: what `load_dataset` would say of it, as far as a run needs it."""
     obs_dim, act_dim, name, key, endless = TASKS[task]
     env_id, *_ = script.D4RL_ENVS[key]
     script.gym.logger.min_level = script.gym.logger.ERROR  # v4 environments are meant
+    script.mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in this folder
     spec = copy.deepcopy(script.gym.spec(env_id))
     spec.kwargs |= endless
     text = spec.to_json() if isinstance(spec.entry_point, str) else None  # a class has its id only
