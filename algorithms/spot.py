@@ -1,9 +1,8 @@
 """SPOT: Supported Policy Optimization (Wu, Wu, Qiu, Wang, Long; NeurIPS 2022; arXiv 2202.06239)
 
 The idea. A policy that climbs Q leaves the data, where nobody corrects Q. To keep its distribution
-near the behaviour policy's would copy mistakes, too. SPOT asks for less: each action must lie in
-the behaviour policy's support, that is, have some density there. A conditional variational auto-
-encoder (VAE), p(a|s) = int p(a|z,s) p(z) dz, learns that density; the rest is TD3.
+near the behaviour policy's would copy mistakes, too. SPOT asks for less: each action must have some
+density there. A conditional variational auto-encoder (VAE) learns it; the rest is TD3.
 
     (3) actor    min  E_s  -Q_1(s, pi(s)) - lambda log p(pi(s)|s)
     (5) ELBO     log p(a|s) >= E_q(z|s,a) log p(a|z,s) - KL(q(z|s,a) || p(z))
@@ -12,16 +11,14 @@ encoder (VAE), p(a|s) = int p(a|z,s) p(z) dz, learns that density; the rest is T
 
 First the VAE is trained on (5). Then (3) takes (5) or, with `--estimate iwae`, the tighter (6).
 Online (`--online-steps`) lambda falls, for then actions beyond the data get corrected.
-
 As the authors' code (github thuml/SPOT @ 4be91cc; (3) to (6) are numbered as on their poster):
 - -(5) is squared error + KL / 2, both means over dimensions: but for a factor and a constant that
   is (5) with p(a|z,s) = N(decoder, 1/8), which (6) takes. Q in (3) is divided by its mean size.
-- pi, pi' and Q' move on every second update only. Online the VAE stays, and the data in the buffer.
-- MuJoCo: standardised states, dropout in pi and pi', none when pi acts. AntMaze: neither.
+- pi, pi' and Q' move on every second update. MuJoCo: standardised states, dropout in pi and pi'.
 Unlike the authors' code:
 - All `--num-seeds` train at once, each with its own VAE; theirs shares one, made by train_vae.py.
 - pi' and pi drop units by the same normal numbers, pi' where they are low, pi where they are high.
-- Online, lambda falls over `--online-steps`, not always a million; MuJoCo works, they had mazes.
+- Online, lambda falls over `--online-steps`, not a million. Mazes: no small initial last layers.
 
     python algorithms/spot.py --env hopper-medium-v2 --num-seeds 5      # D4RL's file, fetched once
     python algorithms/spot.py --env rebuilt/antmaze/umaze-v0 --online-steps 1000000
@@ -115,10 +112,7 @@ class MLP(nn.Module):
         return x.unflatten(0, (-1, self.heads))
 
 class Actor(nn.Module):
-    """Deterministic pi(s) of standardised observations, its tanh scaled to the action bounds.
-
-    The observations' mean and deviation are buffers: a checkpoint needs nothing beside it.
-    """
+    """Deterministic pi(s) of standardised observations, its tanh scaled to the action bounds."""
 
     def __init__(self, generators, dims: list[int], task: dict):
         super().__init__()
@@ -150,10 +144,6 @@ class SPOT(nn.Module):
         self.actor = Actor(generators, [obs_dim, *hidden, act_dim], task)
         self.vae = nn.ModuleDict({"q": MLP(generators, [obs_dim + act_dim, *wide, 2 * latent]),
                                   "p": MLP(generators, [obs_dim + latent, *wide, act_dim])})
-        # in mazes the last layers start near 0 (configs/: actor_init_w and critic_init_w)
-        for net, w in ((self.actor.net, 1e-3), (self.critic, 3e-3)) * ("antmaze" in task["name"]):
-            for last in net.weights[-1], net.biases[-1]:
-                last.data *= w * args.hidden**0.5
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_target = copy.deepcopy(self.actor.net).requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.float64))
@@ -214,7 +204,6 @@ class SPOT(nn.Module):
         smoothing, latent, dropout = batch["noise"].split(self.parts, -1)
         self.step += 1
         online = (self.step - args.num_updates).clamp(min=0)  # updates of that phase so far
-
         # Eq. 8: both heads regress to one target, the smaller Q' of an action near pi'(s')
         with torch.no_grad():
             center, radius = self.actor.center, self.actor.radius
@@ -229,7 +218,6 @@ class SPOT(nn.Module):
         minimize(self.optimizers["critic"], critic_loss)
         if not actor:
             return {}
-
         # Eq. 3: up the first head's Q, where the density is high
         a = self.drop(self.actor.net, s, -dropout)
         pi_q = self.critic(torch.cat([s, a], -1))[:, 0].squeeze(-1)

@@ -113,10 +113,7 @@ class MLP(nn.Module):
         return x.unflatten(0, (-1, self.heads))
 
 class Actor(nn.Module):
-    """Deterministic pi(s) of standardised observations, its tanh scaled to the action bounds.
-
-    The observations' mean and deviation are buffers: a checkpoint needs nothing beside it.
-    """
+    """Deterministic pi(s) of standardised observations, its tanh scaled to the action bounds."""
 
     def __init__(self, generators, dims: list[int], task: dict):
         super().__init__()

@@ -1,7 +1,7 @@
 """Print the local datasets that collect.py made beside D4RL's figures, as a Markdown table.
 
     python benchmarks/datasets_table.py               # all of rebuilt/
-    python benchmarks/datasets_table.py --loading     # and how long Minari takes to load each
+    python benchmarks/datasets_table.py --loading     # and the CPU time of loading each
     python benchmarks/datasets_table.py --write benchmarks/DATASETS.md    # the table in that file
 
 Every number is from a dataset's own metadata (or, with --loading, measured now). Means and
@@ -31,7 +31,7 @@ class Args:
     datasets: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """ids of datasets (default: all below rebuilt/)"""
     loading: bool = False
-    """measure how long Minari takes to load all episodes"""
+    """measure how much CPU time Minari takes to load all episodes"""
     write: Path | None = None
     """Markdown file whose table is renewed, instead of printing it"""
 
@@ -68,15 +68,15 @@ def row(dataset: str, metadata: dict) -> list[str]:
 
 
 def loading_seconds(dataset: str) -> float:
-    """Wall time of loading all episodes through Minari."""
+    """CPU time of loading all episodes through Minari: the wall time of an idle machine, about."""
     import minari
 
-    clock = time.perf_counter()
+    clock = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in minari.load_dataset(dataset).iterate_episodes():
             pass
-    return time.perf_counter() - clock
+    return time.process_time() - clock
 
 
 def table(datasets: list[str], root: Path, loading: bool) -> str:

@@ -75,7 +75,7 @@ class Args:
     """how many seeds ours train at once"""
     precision: str = "auto"
     """of our matrix products: auto, fp32, bf16; theirs have PyTorch's default, fp32"""
-    seconds: float = 0.6
+    seconds: float = 0.5
     """length of a block"""
     blocks: int = 5
     """blocks of each configuration"""

@@ -55,7 +55,7 @@ GROUPS = {
     "Rebuilt data": "Made by D4RL's recipe with our own behaviour policies, **not** D4RL's files: "
     "no published number belongs beside these scores, so there is no such column.",
     "Minari's data": "Minari's own datasets; the papers did not use them.",
-    "Other files": "Data files of other origin; the papers did not use them."}
+    "Other data": "Data of other origin; the papers did not use them."}
 
 
 @dataclass
@@ -258,8 +258,9 @@ def rows_of(path: Path, result: dict) -> list[Row]:
         name, paper_name = f"{100 * top:g}% BC", f"bc_{100 * top:g}"
         others.pop("top_fraction", None)
     label = ", ".join([name, *(f"{k.replace('_', ' ')} {v}" for k, v in (words | others).items())])
+    source = "local" if task["name"].startswith("local/") else task["source"]
     group = {"D4RL file": "D4RL's own data", "rebuilt": "Rebuilt data",
-             "Minari": "Minari's data"}.get(task["source"], "Other files")
+             "Minari": "Minari's data"}.get(source, "Other data")
     tuned = bool(args.get("online_steps"))  # then the offline part may have another schedule
     return [Row(
         file=path, script=script, paper_name=paper_name, deviations=others, group=group,

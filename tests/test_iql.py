@@ -627,8 +627,8 @@ def whole_run(folder, run_cli):
 @pytest.fixture(scope="module")
 def stopped_run(folder, start_cli, run_cli):
     """A run killed in both phases and resumed; its folder as the second kill left it."""
-    words, killed, at = [*OPTIONS, "--run-dir", "stopped"], [], ((0, 50), (1, 50))
-    for phase, step in at:
+    words, killed = [*OPTIONS, "--run-dir", "stopped"], []
+    for phase, step in ((0, 100), (1, 100)):  # the second checkpoint of each: the first is whole
         stop_when(start_cli(*words, folder=folder, script="iql"), folder / "stopped", phase, step,
                   signal.SIGKILL)
         killed.append(result_of(folder / "stopped"))

@@ -395,7 +395,7 @@ def test_a_file_of_that_name_is_not_d4rls(folder):
     put(folder, "d4rl", result_of("iql", "hopper-medium-v2"))
     targets = tables.read_paper_scores()
     assert {r.group: bool(tables.target(targets, r, "paper")) for r in read(folder)} == {
-        "Other files": False, "D4RL's own data": True}
+        "Other data": False, "D4RL's own data": True}
 
 
 def test_a_wrong_number_makes_the_check_fail(folder, capsys):
