@@ -295,7 +295,7 @@ def load_dataset(args: Args) -> tuple[dict, dict]:
     elif name in D4RL_FILES:
         source, rows = "D4RL file", read_hdf5(d4rl_file(name))
     elif name in local or name in MINARI_IDS:
-        source = "rebuilt" if name.startswith("rebuilt/") else "Minari"
+        source = {"rebuilt": "rebuilt", "local": "local"}.get(name.split("/")[0], "Minari")
         rows, dataset = read_minari(name)
         ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
         named = gym.registry.get(dataset.storage.metadata.get("env_id"))
@@ -720,7 +720,8 @@ def train(run: Run) -> None:
                               f"{rate:.1f} updates/s{left}")
                 for tag, (i, writer) in itertools.product(values, enumerate(writers)):
                     writer.add_scalar(tag, values[tag][i], run.step)
-                if keep or stop:
+                if keep or stop:  # curves first: a kill must lose no point before the checkpoint
+                    any(writer.flush() for writer in writers)
                     run.save(finished=last and run.step == total)
                 if run.step == total:
                     break

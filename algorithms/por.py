@@ -24,7 +24,6 @@ Unlike it:
 - Returns for that scale come from true episodes; theirs, cut every 1000 rows, drift at timeouts.
 - After a terminal step D4RL's next state is the next episode's first. V never looks at it, g and
   pi would learn it: such rows stay out of (5), (6) and b unless the file has the true next state.
-- All `--num-seeds` train at once as batched products, each with its own weights and batches.
 The authors report 78.6 on hopper-medium-v2 for this public code; the paper's 98.2 had another.
 
     python algorithms/por.py --env hopper-medium-v2 --num-seeds 5      # D4RL's file, fetched once
@@ -307,7 +306,7 @@ def load_dataset(args: Args) -> tuple[dict, dict]:
     elif name in D4RL_FILES:
         source, rows = "D4RL file", read_hdf5(d4rl_file(name))
     elif name in local or name in MINARI_IDS:
-        source = "rebuilt" if name.startswith("rebuilt/") else "Minari"
+        source = {"rebuilt": "rebuilt", "local": "local"}.get(name.split("/")[0], "Minari")
         rows, dataset = read_minari(name)
         ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
         named = gym.registry.get(dataset.storage.metadata.get("env_id"))
@@ -663,7 +662,8 @@ def train(run: Run) -> None:
                               f"{rate:.1f} updates/s{left}")
                 for tag, (i, writer) in itertools.product(values, enumerate(writers)):
                     writer.add_scalar(tag, values[tag][i], run.step)
-                if keep or stop:
+                if keep or stop:  # curves first: a kill must lose no point before the checkpoint
+                    any(writer.flush() for writer in writers)
                     run.save(finished=last and run.step == total)
                 if run.step == total:
                     break

@@ -397,7 +397,7 @@ def test_evaluation(name):
     spec = mazes.evaluation_spec(name)
     env = gym.make(spec, disable_env_checker=True)
     if name in ANT_RECIPES:
-        assert isinstance(env.unwrapped, AntMaze)
+        assert type(env.unwrapped).__name__ == "AntMaze"  # of the last script that was imported
         assert spec.kwargs == {"maze": ANT_RECIPES[name].maze}
         return
     env = gym.wrappers.FlattenObservation(env)

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -235,6 +236,46 @@ def test_our_settings_have_the_guide_of_the_peer(por):
         args = por.fill_settings(por.Args(env=speed.TASKS[task][2]))
         assert (args.guide, args.layer_norm) == (guide, layer_norm)
         assert args.batch_size == peers.BATCH
+
+
+# ---- Where the time of ours goes
+
+@pytest.fixture
+def bc(isolated, monkeypatch):
+    """bc.py as speed.py loads it, but the module that other tests know, too."""
+    import bc
+    monkeypatch.setattr(speed, "load_script", lambda name: bc)
+    return bc
+
+
+def test_an_update_and_an_evaluation_are_split(bc, monkeypatch):
+    steps, make_env = [], bc.make_env
+
+    class Counted(gym.Wrapper):
+        def step(self, action):
+            steps.append(action)
+            return super().step(action)
+
+    monkeypatch.setattr(bc, "make_env", lambda task: Counted(make_env(task)))
+    args = speed.Args(script="bc", task="hopper", updates=3, repeats=2, warmup=1, rows=2_000,
+                      threads=1, eval_episodes=1, device="cpu", execution=("eager",))
+    measured = speed.measure(args, ["--hidden", "8"])
+    assert len(steps) == 1_000  # an untrained Hopper falls within some 20 steps
+    assert len(measured["seconds"]) == 2 and measured["updates"] == 3
+    assert all(0 < part < whole for part, whole in zip(measured["sampling"], measured["seconds"]))
+    assert measured["evaluation"] > 0
+
+    row = speed.table_row(args, [], measured | {
+        "seconds": [0.006, 0.006], "sampling": [0.0015, 0.0015], "evaluation": 2.5})
+    cells = dict(zip(speed.COLUMNS, (cell.strip() for cell in row.strip("|").split("|"))))
+    assert (cells["median"], cells["of it sampling"]) == ("2.000", "0.500")
+    assert (cells["s/evaluation"], cells["its share"]) == ("2.50", "20.0%")  # 2.5 s in 2.5 + 10 s
+
+
+def test_a_phase_that_is_not_there_is_refused(bc):
+    args = speed.Args(script="bc", phase="vae", rows=2_000, threads=1, device="cpu")
+    with pytest.raises(SystemExit, match="--phase vae: with these options bc has train"):
+        speed.build(args, ["--hidden", "8"])
 
 
 # ---- Commits, tables, bad input

@@ -488,7 +488,7 @@ def test_returns_without_reference_are_marked(folder):
     put(folder, "a", result_of("bc", "Pendulum-v1", (-200, -180), source="file x.hdf5",
                                scored=False))
     text = tables.block(*tables.read_results(folder / "results"), {})
-    assert "### Other files, 100,000 updates" in text and ") (return) |" in text
+    assert "### Other data, 100,000 updates" in text and ") (return) |" in text
 
 
 def test_the_real_readme_shows_the_real_results(monkeypatch):
