@@ -24,9 +24,10 @@ FOLDERS = ("algorithms", "benchmarks", "tests")
 REPOSITORY = {*FOLDERS, *(path.stem for name in FOLDERS for path in (ROOT / name).glob("*.py"))}
 
 WIDTH = 100
-LINES = 640
-MORE_LINES = {"AntMaze": 100, "OnlineRun": 100}  # for each of these that a script defines
-LONGER: dict[str, int] = {}  # scripts with lines beyond these, and how many
+LINES, MORE_LINES = 640, 740
+MORE_FOR = {"AntMaze", "OnlineRun"}  # a script that defines one of these may have MORE_LINES
+# Scripts still to be cut, and the lines by which they are over: both carry a maze and online steps
+LONGER = {"iql.py": 58, "spot.py": 96}
 LECTURE_LINES = 220
 LONGER_LECTURES = {"spot.py": 12}  # a VAE beside actor and critic: still to be cut
 MARKER = "# ---- The plumbing"
@@ -93,7 +94,7 @@ def complaints_of_size(path: Path) -> list[str]:
     except SyntaxError as error:
         return [f"{path.name}:{error.lineno}: {error.msg}"]
     lines = text.splitlines()
-    most = LINES + sum(MORE_LINES.get(name, 0) for name in definitions(path))
+    most = MORE_LINES if MORE_FOR & definitions(path).keys() else LINES
     most += LONGER.get(path.name, 0)
     if len(lines) > most:
         bad.append(f"{path.name}: {len(lines)} lines, at most {most}")
@@ -314,6 +315,8 @@ def test_a_script_with_an_environment_of_its_own_may_be_longer(write):
     longer = "    return z\n" + "# x\n" * 640
     assert not complaints_of_size(write(("    return z\n", longer + "class AntMaze:\n    x = 1\n")))
     assert complaints_of_size(write(("    return z\n", longer + "class Maze:\n    x = 1\n")))
+    both = longer + "# x\n" * 90 + "class AntMaze:\n    x = 1\n\n\nclass OnlineRun:\n    x = 1\n"
+    assert complaints_of_size(write(("    return z\n", both)))  # one allowance, not two
 
 
 @pytest.mark.parametrize("line", [
