@@ -476,7 +476,7 @@ def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.nda
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     """Device, execution, use of autocast; sets and prints the precision of matrix products."""
-    # Flushing denormals (Adam's decayed moments, it seems) doubled a CPU's speed; threads inherit it.
+    # Flushing denormals (Adam's decayed moments, it seems) doubled a CPU's speed; threads inherit.
     torch.set_flush_denormal(True)
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
