@@ -45,6 +45,11 @@ NEED_NO_DOCSTRING = {
     "Args": "every field has its own help",
     "main": "the docstring of the script says what its command does",
 }
+# Demonstrations: one command shows one claim. They may lack common fields, and have other defaults
+DEMONSTRATIONS = {
+    "por_four_room.py": "brings its environments and their data",
+    "por_mix.py": "trains on two datasets",
+}
 SHORT = 4  # lines of a definition that its name explains
 LAST_COMMON_FIELD = "eval_only"
 
@@ -136,8 +141,8 @@ def complaints_of_sharing(paths: list[Path]) -> list[str]:
     return bad
 
 
-def common_fields(path: Path) -> list[tuple[str, str, str, str]]:
-    """(name, type, default, help) of the command-line fields up to LAST_COMMON_FIELD, in order."""
+def command_fields(path: Path) -> list[tuple[str, str, str, str]]:
+    """(name, type, default, help) of all command-line fields, in order."""
     lines, text, fields = {}, text_of(path), []
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
@@ -148,15 +153,28 @@ def common_fields(path: Path) -> list[tuple[str, str, str, str]]:
             default = ast.unparse(node.value) if node.value else ""
             fields.append((node.target.id, ast.unparse(node.annotation), default,
                            lines.get(node.end_lineno, "")))
-            if node.target.id == LAST_COMMON_FIELD:
-                break
     return fields
+
+
+def common_fields(path: Path) -> list[tuple[str, str, str, str]]:
+    """Those of them up to LAST_COMMON_FIELD."""
+    fields = command_fields(path)
+    names = [field[0] for field in fields]
+    return fields[: names.index(LAST_COMMON_FIELD) + 1] if LAST_COMMON_FIELD in names else fields
 
 
 def complaints_of_commands(paths: list[Path]) -> list[str]:
     """Common command-line fields that have no help or differ from the first script's."""
     bad, model = [], []
-    for path in paths:
+    for path in sorted(paths, key=lambda path: path.name in DEMONSTRATIONS):
+        if path.name in DEMONSTRATIONS:
+            model_of = {name: (kind, text) for name, kind, _, text in model}
+            bad += [f"{path.name}: --{name} is {kind} '{text}', not {model_of[name]}"
+                    for name, kind, _, text in command_fields(path)
+                    if name in model_of and model_of[name] != (kind, text)]
+            bad += [f"{path.name}: --{field[0]} has no comment as its help"
+                    for field in command_fields(path) if not field[3]]
+            continue
         fields = common_fields(path)
         if not fields or fields[-1][0] != LAST_COMMON_FIELD:
             bad.append(f"{path.name}: Args has no field {LAST_COMMON_FIELD}, the last common one")
@@ -362,6 +380,15 @@ def test_commands_are_checked(write, change, word):
 def test_an_algorithm_may_have_fields_of_its_own(write):
     other = write(("own: float = 1.0", "mine: int = 2"), name="other.py")
     assert not complaints_of_commands([write(), other])
+
+
+def test_a_demonstration_may_lack_fields_but_not_change_them(write):
+    name, own = next(iter(DEMONSTRATIONS)), ("own: float = 1.0", "own: float = 1.0  # its help")
+    demo = lambda *changes: complaints_of_commands([write(own, *changes, name=name), write()])
+    assert not demo(('    env: str = "a"  # the dataset\n', ""), ("= False", "= True"))
+    for change in (("# the dataset", "# the data"), ("env: str", "env: object"),
+                   ("  # evaluate and stop", ""), ("  # its help", "")):
+        assert demo(change), change
 
 
 def test_docstrings_are_checked(write):
