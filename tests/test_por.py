@@ -247,6 +247,19 @@ def test_a_seed_is_untouched_by_the_batches_of_the_others(por, guide):
         assert not torch.equal(plain[name][1], other[name][1]), name
 
 
+def test_bf16_does_not_coarsen_values(por):
+    """Values of hundreds must differ by less than bf16's steps: the last layer is in fp32."""
+    net = por.MLP([torch.Generator().manual_seed(0)], [3, 8, 8, 1], heads=2)
+    x = torch.randn(1, 50, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        exact = net(x) + 200
+        net.biases[-1] += 200
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+            values = net(x)
+    assert values.dtype == torch.float32
+    assert 0 < (values - exact).abs().max() < 0.02  # bf16 has steps of 1 there
+
+
 @pytest.mark.parametrize("guide", ["weighted", "q"])
 def test_a_seed_starts_alike_alone_and_beside_others(por, hopper, guide):
     rows, task = por.to_rows(flat(hopper()), hopper_task(por))
