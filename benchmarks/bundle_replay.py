@@ -12,7 +12,7 @@ What is lost. Within a stretch the learner changed with every step, its snapshot
 and bad phases that are shorter than a stretch are missed or spread. How far the result is from
 what the learner really did is measured against its own replay buffer, and stands in README.md.
 
-    python benchmarks/bundle_replay.py runs/sac-hopper-0 --steps 402000 \\
+    python benchmarks/bundle_replay.py runs/sac-hopper --steps 402000 \\
         --medium benchmarks/behavior/hopper-medium.npz
 
 The bundle ends at `--steps`, the size of D4RL's set, or where the training reached medium, if that
@@ -31,7 +31,7 @@ import tyro
 from collect import Args as CollectArgs
 from collect import act, quiet, returns_and_lengths, simulate
 from recipes import SacPolicy, UniformPolicy, read_weights, spaces
-from select_behavior import Score, load_snapshots, measure_policies, replace_file, write_row
+from select_behavior import Score, load_trainings, measure_policies, replace_file, write_row
 
 # Seeds of the measurements; select_behavior.py has 1, 2 and 3, check_physics.py 6.
 HALF_SEED, CHECK_SEED, CHOICE_SEED = 4, 5, 7
@@ -41,7 +41,7 @@ MAX_STANDARD_ERRORS = 3  # by which half precision may change the mean return: c
 @dataclass
 class Args:
     run: Annotated[Path, tyro.conf.Positional]
-    """folder of the training that reached medium, with its checkpoint.pt"""
+    """run folder of the training that reached medium; which of its seeds did is found out"""
     medium: Path
     """weight file that select_behavior.py chose from this training; the bundle lies beside it"""
     steps: int
@@ -50,8 +50,8 @@ class Args:
     """policies in the bundle: with medium and expert at most 12 for an environment"""
     candidates: int = 5
     """snapshots of a stretch that are measured"""
-    random_steps: int = 10_000
-    """uniform actions with which the training began"""
+    random_steps: int | None = None
+    """uniform actions with which the training began (default: as its folder says)"""
     episodes: int = 20
     """episodes by which a snapshot is measured in single and in half precision"""
     workers: int | None = None
@@ -101,24 +101,25 @@ def bundle(args: Args) -> None:
     if not {"env_id", "step"} <= medium.keys():
         raise SystemExit(f"{args.medium} does not say where it comes from; select_behavior.py "
                          "writes files that do")
-    state, env_id = load_snapshots(args.run), medium["env_id"]
-    observations, actions = spaces(env_id)
-    obs_dim = observations.shape[0]
-    snapshots = {step: {name: value.float().numpy() for name, value in tensors.items()}
-                 for step, tensors in state["snapshots"].items()}
-    chosen = snapshots.get(medium["step"])
-    if chosen is None or any((chosen[name] != weights[0][name]).any() for name in weights[0]):
+    env_id, step = medium["env_id"], medium["step"]
+    same = lambda one, other: all(np.array_equal(one[name], other[name]) for name in other)
+    found = next((t for t in load_trainings(args.run, env_id)
+                  if step in t.snapshots and same(t.snapshots[step], weights[0])), None)
+    if found is None:
         raise SystemExit(f"{args.medium} is no snapshot of {args.run}; give the training that "
                          f"reached medium: {medium.get('training_command', 'unknown')}")
+    snapshots, random_steps = found.snapshots, args.random_steps or found.random_steps
+    observations, actions = spaces(env_id)
+    obs_dim = observations.shape[0]
     end = min(args.steps, medium["step"])
     available = [step for step in snapshots if step <= medium["step"]]
-    if end <= args.random_steps:
-        raise SystemExit(f"medium was reached at step {end}, within the {args.random_steps} random "
+    if end <= random_steps:
+        raise SystemExit(f"medium was reached at step {end}, within the {random_steps} random "
                          "steps; nothing to bundle")
-    ends, candidates = stretches(available, args.random_steps, end,
+    ends, candidates = stretches(available, random_steps, end,
                                  min(args.snapshots, len(available)), args.candidates)
     make = lambda weights: SacPolicy(weights, actions.low, actions.high)
-    buffer = state["buffer"][:end].numpy()
+    buffer = found.buffer()[:end]
     real_returns, real_lengths, first = buffer_episodes(buffer, obs_dim)
     begun = [(first >= start) & (first < last) for start, last in zip(ends, ends[1:])]
     scores = measure_policies(
@@ -168,7 +169,7 @@ def bundle(args: Args) -> None:
                                           "torch_version", "numpy_version", "gymnasium_version")
              if key in medium}
     about |= {"medium": args.medium.name, "medium_step": medium["step"], "snapshots": members,
-              "random_steps": args.random_steps, "dtype": "float16" if holds else "float32",
+              "random_steps": random_steps, "dtype": "float16" if holds else "float32",
               "half_precision_change": float(change), "half_precision_error": float(error),
               "training_score": vars(training), "replayed_score": vars(replayed),
               "observation_shift": shift}

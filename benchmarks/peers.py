@@ -43,7 +43,7 @@ import tyro
 
 import speed
 
-BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
+MARK = "speed"  # of the page's part that this command writes
 NUMBERS = Path("results", "speed", "peers.json")  # beside the Markdown file of --out
 NOTHING = "Not measured yet."
 NAMES = {"por": "POR", "iql": "IQL", "td3_bc": "TD3+BC", "bc": "BC", "spot": "SPOT"}
@@ -384,7 +384,7 @@ def plan(args: Args) -> list[list[tuple[dict, dict]]]:
                 for execution in args.execution:
                     entry = {"task": task, "script": script, "code": "ours", "seeds": seeds,
                              "execution": execution}
-                    config = speed.Args(script=script, task=task, num_seeds=(seeds,), device="cpu",
+                    config = speed.Args(script=(script,), task=task, num_seeds=(seeds,), device="cpu",
                                         execution=(execution,), precision=(args.precision,),
                                         **shared)
                     ours.append((entry, {"speed": asdict(config), "seconds": args.seconds}))
@@ -443,23 +443,6 @@ def tables(result: dict | None) -> str:
     return "\n\n".join(parts)
 
 
-def replaced(path: Path, new: str) -> str:
-    """The file's text with `new` between its markers. Raises SystemExit if they are not there."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"--out {path}: it needs the lines {BEGIN} and {END} once each, in this "
-                         "order: the tables go between them")
-    return f"{text[:text.index(BEGIN)]}{BEGIN}\n{new}\n{text[text.index(END):]}"
-
-
-def write(path: Path, text: str) -> None:
-    """The whole new file or the old one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.tmp")
-    part.write_text(text, encoding="utf-8")
-    part.rename(path)
-
-
 def check(args: Args) -> None:
     """Refuse what cannot be measured or written, before any process starts."""
     for name, known in (("tasks", ("halfcheetah", "hopper", "walker2d")), ("scripts", NAMES),
@@ -472,7 +455,7 @@ def check(args: Args) -> None:
     if min(*args.num_seeds, args.blocks, args.rows, args.threads or 1) < 1 or args.seconds <= 0:
         raise SystemExit("--num-seeds, --blocks, --rows, --threads and --seconds must be positive")
     if args.out:
-        replaced(args.out, "")
+        speed.replaced(args.out, "", MARK)
 
 
 def main(words: list[str] | None = None) -> None:
@@ -485,16 +468,10 @@ def main(words: list[str] | None = None) -> None:
     if not groups:
         raise SystemExit("nothing to compare with: name checkouts of peers of "
                          f"{', '.join(args.scripts)} by --corl, --td3-bc, --spot, --por")
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], text=True,
-                         cwd=Path(__file__).resolve().parent, capture_output=True)
-    # folders of this machine mean nothing to a reader
-    folders = {"corl": "CORL", "td3_bc": "TD3_BC", "spot": "SPOT", "por": "POR"}
-    names = folders | {"out": "benchmarks/SPEED.md"}
-    given = {k: names.get(k, v) for k, v in vars(args).items() if v != getattr(Args, k)}
-    flat = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
-    command = " ".join(f"--{k.replace('_', '-')} {flat(v)}" for k, v in given.items())
-    result = {"command": f"python benchmarks/peers.py {command}", "machine": "",
-              "commit": git.stdout.strip() or "unknown", "date": time.strftime("%F"),
+    names = {"corl": "CORL", "td3_bc": "TD3_BC", "spot": "SPOT", "por": "POR",
+             "out": "benchmarks/SPEED.md"}
+    result = {"command": speed.command_line("benchmarks/peers.py", args, names), "machine": "",
+              "commit": speed.commit(), "date": time.strftime("%F"),
               "load": os.getloadavg()[0], "timings": [],
               "options": {k: getattr(args, k) for k in ("rows", "blocks", "seconds")}}
     threads = set()
@@ -510,9 +487,9 @@ def main(words: list[str] | None = None) -> None:
         result["timings"] += entries
     print(tables(result))
     if args.out:
-        text = replaced(args.out, tables(result))
-        write(args.out.parent / NUMBERS, json.dumps(result, indent=1) + "\n")
-        write(args.out, text)
+        text = speed.replaced(args.out, tables(result), MARK)
+        speed.write(args.out.parent / NUMBERS, json.dumps(result, indent=1) + "\n")
+        speed.write(args.out, text)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Idea. D4RL stops SAC when it is about a third as good as the expert, but publishes neither the
 weights nor the step. What is known is how its dataset scores: hopper-medium has a mean return of
 1422 and a mean episode length of 457. So we look, among the snapshots of one or more trainings
-(train_behavior.py), for the policy that gives such episodes.
+(all seeds of run folders of algorithms/sac.py), for the policy that gives such episodes.
 
 Recipe. Every snapshot acts for a few episodes, as the dataset will be collected: sampled actions.
 The finalists nearest to the target act for more. Among those within `--tolerance` of the target
@@ -11,26 +11,31 @@ return, the one with the mean length nearest to `--target-length` wins; if there
 nearest in return. Being the best of many flatters the winner's score, so it is measured once more
 with fresh seeds, and must then be within `--accept` of the target to be stored.
 
-    python benchmarks/select_behavior.py runs/sac-hopper-0 runs/sac-hopper-1 --env-id Hopper-v4 \\
-        --target 1422 --target-length 457 --out benchmarks/behavior/hopper-medium.npz
+    python algorithms/sac.py --env Hopper-v4 --num-updates 300000 --snapshot-every 1000 \\
+        --num-seeds 2 --run-dir runs/sac-hopper
+    python benchmarks/select_behavior.py runs/sac-hopper --env-id Hopper-v4 --target 1422 \\
+        --target-length 457 --out benchmarks/behavior/hopper-medium.npz
 
 With --replay-steps the snapshots of the winner's training up to there are bundled too, for the
 medium-replay dataset (bundle_replay.py). For the other two environments (targets: D4RL's sets):
 
-    python benchmarks/select_behavior.py runs/sac-halfcheetah-0 --env-id HalfCheetah-v4 \\
+    python benchmarks/select_behavior.py runs/sac-halfcheetah --env-id HalfCheetah-v4 \\
         --target 4770 --out benchmarks/behavior/halfcheetah-medium.npz --replay-steps 202000
-    python benchmarks/select_behavior.py runs/sac-walker2d-0 --env-id Walker2d-v4 --target 2852 \\
+    python benchmarks/select_behavior.py runs/sac-walker2d --env-id Walker2d-v4 --target 2852 \\
         --target-length 840 --out benchmarks/behavior/walker2d-medium.npz --replay-steps 302000
 
-A training that still runs may be read: its checkpoint is replaced in one step. The result does not
-depend on the number of workers.
+Steps are those in the environment, the random ones of the beginning included. A training that still
+runs may be read: its files appear whole. The result does not depend on the number of workers.
 """
 
+import functools
 import hashlib
 import json
 import os
 import shlex
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -48,7 +53,7 @@ weights of a tanh-Gaussian policy (two hidden layers of 256 ReLU units; `fc0`, `
 the mean, `last_fc_log_std` for the logarithm of the deviation, clamped to [-20, 2]), float32, and
 `about`, a JSON string that says where it comes from.
 
-Such a policy is a snapshot of a SAC training (`benchmarks/train_behavior.py`), chosen by
+Such a policy is a snapshot of a SAC training (`algorithms/sac.py`), chosen by
 `benchmarks/select_behavior.py`: the snapshot whose episodes come nearest to the return, and among
 equals to the length, of D4RL's dataset of that level. The *selection* score helped to choose it and
 flatters it; the *fresh* score was measured afterwards with other seeds. Both are the mean and the
@@ -56,8 +61,11 @@ deviation of the undiscounted return over episodes with sampled actions. `hopper
 the expert and is the best that its training reached.
 
 To make a policy anew, run the training command of its row and then `select_behavior.py` on the
-training's folder. A training that is not interrupted is reproducible on the same machine and
-versions; elsewhere rounding differs, and another step may come nearest.
+training's folder. A training is reproducible on the same machine and versions; elsewhere rounding
+differs, and another step may come nearest. *step* counts the steps in the environment, of which the
+first 10,000 are random. Rows with `benchmarks/train_behavior.py` were trained by the forerunner of
+`sac.py`, of the same settings, which is in the history of this repository; its trainings can be
+repeated if nothing interrupts them.
 
 | file | environment | target return | training command | seed | step | selection score | fresh \
 score | mean length | SHA-256 |
@@ -85,7 +93,7 @@ MAX_SEED = 100_000  # seeds that `training_seed` tries: a fraction of a second p
 @dataclass
 class Args:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """folders of trainings, each with a checkpoint.pt"""
+    """run folders of algorithms/sac.py, trained with --snapshot-every; all their seeds count"""
     target: float
     """wanted mean return (undiscounted)"""
     out: Path
@@ -105,7 +113,7 @@ class Args:
     accept: float = 0.15
     """relative distance of the fresh score from the target above which nothing is stored"""
     train_command: str | None = None
-    """command that trained the winner (default: as found from the checkpoint)"""
+    """command that trained the winner (default: as found in its folder)"""
     replay_steps: int | None = None
     """also bundle snapshots for medium-replay: transitions of D4RL's set"""
     workers: int | None = None
@@ -144,36 +152,108 @@ def measure_policies(env_id: str, policies: dict[tuple, SacPolicy], round_: int,
     return {key: scores[key] for key in keys}  # the order must not depend on who was first
 
 
-def load_snapshots(folder: Path) -> dict:
-    """A training's checkpoint. Raises SystemExit if there is none, or none with snapshots."""
+@dataclass
+class Training:
+    """The training of one seed. Steps are those in the environment, random ones included."""
+
+    name: str
+    """its folder, and its seed if there are others in it"""
+    folder: Path
+    seed: int | None
+    random_steps: int
+    snapshots: dict[int, dict[str, np.ndarray]]
+    """step -> weights as SacPolicy takes them"""
+    command: Callable[[int], str]
+    """the command that trains up to that step"""
+    buffer: Callable[[], np.ndarray]
+    """(steps, width) rows of observation, action, reward, terminated, next observation"""
+
+
+def load_trainings(folder: Path, env_id: str) -> list[Training]:
+    """The trainings in a folder, seed by seed.
+
+    Raises SystemExit if there are none, none with snapshots, or those of another environment.
+    """
     import torch  # here, so that the worker processes do without it
 
-    path = folder / "checkpoint.pt"
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "algorithms"))
+    import sac
+
+    path, files = folder / "checkpoint.pt", folder.glob("snapshots/*.pt")
     if not path.exists():
-        raise SystemExit(f"no checkpoint in {folder}. Give the --out folder of train_behavior.py; "
-                         "it writes its first checkpoint after --checkpoint-every steps.")
+        raise SystemExit(f"no checkpoint in {folder}. Give the --run-dir of a training by "
+                         "algorithms/sac.py; it writes its first one after --checkpoint-every.")
     try:
-        # The file is our own learner's; it holds a NumPy generator's state besides tensors.
+        # The forerunner's files, which are our own, hold a NumPy generator's state besides tensors.
         state = torch.load(path, map_location="cpu", weights_only=False)
+        if "snapshots" in state:
+            return [forerunner(folder, state, env_id)]
+        online, args = state["phase"] == 0 and (folder / "online.bin").exists(), state["args"]
+        updates = {int(file.stem): torch.load(file, map_location="cpu") for file in files}
+        own = sac.Args(**args)
     except Exception as error:
-        raise SystemExit(f"cannot read {path}: {error}. Is it a checkpoint of train_behavior.py?")
-    if not isinstance(state, dict) or not state.get("snapshots"):
-        raise SystemExit(f"{path} holds no snapshots; train for longer.")
-    return state
+        raise SystemExit(f"cannot read {folder}: {error}. Is it a run of algorithms/sac.py?")
+    if not (online and updates):
+        raise SystemExit(f"{folder} holds no snapshots of an online run; train one by sac.py, with "
+                         "--env of a Gymnasium id and --snapshot-every.")
+    if state["task"]["env_id"] != env_id:
+        raise SystemExit(f"{folder} was trained on {state['task']['env_id']}, not on {env_id}")
+    changed = {k: v for k, v in args.items() if v not in (None, getattr(sac.Args(), k))
+               and k not in ("num_updates", "device", "checkpoint_every")}
+
+    def command(step: int) -> str:
+        words = [(f"--{k.replace('_', '-')}", str(v)) for k, v in changed.items()]
+        words += [("--num-updates", str(step - own.random_steps)),
+                  ("--run-dir", f"runs/{folder.resolve().name}")]
+        return shlex.join(["python", "algorithms/sac.py", *(w for pair in words for w in pair)])
+
+    def buffer(number: int, seed: int) -> np.ndarray:
+        rows, _ = sac.ScratchRun.load(replace(own, seed=seed, num_seeds=1))
+        keys = (*sac.KEYS[:4], "next_observations")
+        random = np.concatenate([rows[k].reshape(own.random_steps, -1) for k in keys], 1)
+        # the last two columns of online.bin are marks that hold for every row
+        steps = np.fromfile(folder / "online.bin", np.float32)
+        steps = steps[:state["step"] * len(state["seeds"]) * (random.shape[1] + 2)]
+        steps = steps.reshape(-1, len(state["seeds"]), random.shape[1] + 2)
+        return np.concatenate([random, steps[:, number, :-2]])
+
+    return [Training(
+        f"{folder}, seed {seed}" if len(state["seeds"]) > 1 else str(folder),
+        folder, seed, own.random_steps,
+        {own.random_steps + step: exported(updates[step], number) for step in sorted(updates)},
+        command, functools.partial(buffer, number, seed))
+        for number, seed in enumerate(state["seeds"])]
 
 
-def training_seed(state: dict, obs_dim: int, act_dim: int) -> int | None:
-    """The training's seed, which the checkpoint does not name.
+def exported(policy: dict, number: int) -> dict[str, np.ndarray]:
+    """sac.py's policy of that number among its seeds as SacPolicy takes it, (out, in) weights."""
+    weight, bias = ([policy[f"net.{kind}.{i}"][number].float().numpy() for i in range(3)]
+                    for kind in ("weights", "biases"))
+    layers = {f"fc{i}": (weight[i], bias[i]) for i in (0, 1)}
+    halves = zip(*(np.split(array, 2, -1) for array in (weight[2], bias[2])))
+    layers |= dict(zip(("last_fc", "last_fc_log_std"), halves))
+    return {f"{name}.{kind}": np.ascontiguousarray(array) for name, (w, b) in layers.items()
+            for kind, array in (("weight", w.T), ("bias", b[0]))}
 
-    The learner's first action is the first draw of a generator with that seed, and the replay
-    buffer, whose rows are (obs, action, reward, terminated, next_obs), begins with it.
+
+def forerunner(folder: Path, state: dict, env_id: str) -> Training:
+    """A training of sac.py's forerunner (train_behavior.py), whose checkpoint holds everything.
+
+    It does not name its seed; but the first action is the first draw of a generator with that seed,
+    and the buffer, whose rows are (obs, action, reward, terminated, next_obs), begins with it.
     """
+    obs_dim, act_dim = (space.shape[0] for space in spaces(env_id))
     first = state["buffer"][0, obs_dim:obs_dim + act_dim].numpy()
-    for seed in range(MAX_SEED):
-        draw = np.random.default_rng(seed).uniform(-1, 1, act_dim).astype(np.float32)
-        if np.array_equal(draw, first):
-            return seed
-    return None
+    draw = lambda seed: np.random.default_rng(seed).uniform(-1, 1, act_dim).astype(np.float32)
+    seed = next((s for s in range(MAX_SEED) if np.array_equal(draw(s), first)), None)
+    return Training(
+        str(folder), folder, seed, 10_000,
+        {step: {name: value.float().numpy() for name, value in tensors.items()}
+         for step, tensors in state["snapshots"].items()},
+        lambda step: shlex.join(
+            ["python", "benchmarks/train_behavior.py", "--env-id", env_id, "--seed", str(seed),
+             "--num-steps", str(step), "--out", f"runs/{folder.resolve().name}"]),
+        lambda: state["buffer"].numpy())
 
 
 def choose(scores: dict[tuple, Score], target: float, target_length: float | None,
@@ -230,20 +310,19 @@ def select(args: Args) -> None:
     if args.replay_steps is not None and not args.out.name.endswith("-medium.npz"):
         raise SystemExit(f"--replay-steps goes with --out ...-medium.npz, not {args.out.name}")
     quiet()
-    obs_dim, act_dim = (space.shape[0] for space in spaces(args.env_id))
+    observations, actions = spaces(args.env_id)
 
-    candidates, weights, seeds = {}, {}, {}
+    candidates, trainings = {}, {}
     for folder in dict.fromkeys(args.runs):
-        state = load_snapshots(folder)
-        seeds[folder] = training_seed(state, obs_dim, act_dim)
-        for step, tensors in state["snapshots"].items():
-            key = (folder, step)
-            weights[key] = {name: value.float().numpy() for name, value in tensors.items()}
-            candidates[key] = SacPolicy(weights[key])
-            if (candidates[key].obs_dim, candidates[key].act_dim) != (obs_dim, act_dim):
-                raise SystemExit(f"the policies in {folder} do not fit {args.env_id}; "
-                                 "was it trained on another --env-id?")
-        print(f"{folder}: {len(state['snapshots'])} snapshots, up to step {state['step']}")
+        for training in load_trainings(folder, args.env_id):
+            trainings[training.name] = training
+            for step, weights in training.snapshots.items():
+                policy = SacPolicy(weights, actions.low, actions.high)
+                if (policy.obs_dim, policy.act_dim) != (observations.shape[0], actions.shape[0]):
+                    raise SystemExit(f"the policies in {folder} do not fit {args.env_id}; "
+                                     "was it trained on another --env-id?")
+                candidates[training.name, step] = policy
+            print(f"{training.name}: {len(training.snapshots)} snapshots, up to step {step}")
 
     measured = lambda *what: measure_policies(args.env_id, *what, args.workers)
     quick = measured(candidates, QUICK, args.quick_episodes)
@@ -263,25 +342,24 @@ def select(args: Args) -> None:
         raise SystemExit(f"the fresh score is more than {100 * args.accept:g} % from the target; "
                          "nothing was written. Train for longer, or with another seed.")
 
-    folder, step = best
-    # Snapshots do not depend on --num-steps, so training up to this step is enough.
-    command = args.train_command or shlex.join(
-        ["python", "benchmarks/train_behavior.py", "--env-id", args.env_id, "--seed",
-         str(seeds[folder]), "--num-steps", str(step), "--out", f"runs/{folder.resolve().name}"])
-    if seeds[folder] is None and args.train_command is None:
-        raise SystemExit(f"cannot tell the seed of {folder}; name its command by --train-command")
+    training, step = trainings[best[0]], best[1]
+    if training.seed is None and args.train_command is None:
+        raise SystemExit(f"cannot tell the seed of {training.name}; name its command by "
+                         "--train-command")
+    command = args.train_command or training.command(step)
     import torch
 
-    about = {"env_id": args.env_id, "training_command": command, "training_seed": seeds[folder],
+    about = {"env_id": args.env_id, "training_command": command, "training_seed": training.seed,
              "step": step, "target_return": args.target, "selection_score": vars(final[best]),
              "fresh_score": vars(fresh), "commit": git_commit(),
              "torch_version": str(torch.__version__), "numpy_version": np.__version__,
              "gymnasium_version": gym.__version__}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_file(args.out, lambda file: np.savez(file, about=json.dumps(about), **weights[best]))
+    replace_file(args.out, lambda file: np.savez(
+        file, about=json.dumps(about), **training.snapshots[step]))
     show = lambda score: f"{score.mean:.1f} ± {score.std:.1f} ({score.episodes} episodes)"
     row = (f"| `{args.out.name}` | {args.env_id} | {args.target:g} | `{command}` | "
-           f"{seeds[folder]} | {step} | {show(final[best])} | {show(fresh)} | {fresh.length:.1f} | "
+           f"{training.seed} | {step} | {show(final[best])} | {show(fresh)} | {fresh.length:.1f} | "
            f"`{hashlib.sha256(args.out.read_bytes()).hexdigest()}` |")
     write_row(args.out.parent / "README.md", "| file |", args.out.name, row)
     print(f"\nwritten: {args.out}, {args.out.stat().st_size:,} bytes, and its row in the README.md "
@@ -289,7 +367,7 @@ def select(args: Args) -> None:
     if args.replay_steps is not None:
         import bundle_replay
 
-        bundle_replay.bundle(bundle_replay.Args(folder, args.out, args.replay_steps,
+        bundle_replay.bundle(bundle_replay.Args(training.folder, args.out, args.replay_steps,
                                                 workers=args.workers))
 
 

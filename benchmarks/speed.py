@@ -2,21 +2,29 @@
 
 A script is loaded as it is and builds its run as its own command does, on synthetic rows with the
 dimensions of a task. After the warm-up (which includes compiling) blocks of updates are timed by
-the clock on the wall; on CUDA the queue is empty whenever the clock is read. "Sampling" is the part
-of an update's time that drawing its batch takes; CUDA overlaps the two, so there is none. Then one
-evaluation is timed: all its episodes last to the time limit, which makes it the longest that can
-come, and its share is that of a training which evaluates every --eval-every updates.
+the clock on the wall; on CUDA the queue is empty whenever the clock is read. Then follow
+
+- an evaluation: all its episodes last to the time limit, which makes it the longest that can come;
+  its share is that of a training which evaluates every --eval-every updates,
+- two parts of an update alone, executed as the updates are (eager, compiled or captured): drawing
+  the batches ("sampling"), and the steps of the optimisers and target networks on gradients that
+  are there ("optimiser"). What remains of an update is "losses", with their gradients,
+- the floating-point operations of an update's matrix products, counted, and the rate of a large
+  square product on the same device, threads and precision: the "limit" of which a share is used.
 
 Every combination of options is a process of its own, so that no setting of PyTorch leaks into the
 next one. The answer is a row of a Markdown table for each; its precision is what the script chose
-for this machine: `medium` is PyTorch's word for oneDNN's products, which some CPUs round to bf16.
+for this machine: `medium` is PyTorch's word for oneDNN's products, which some CPUs round to bf16,
+and `fp32, oneDNN` that they do not here.
 
     python benchmarks/speed.py --num-seeds 1 5 --execution eager compile
+    python benchmarks/speed.py --script iql td3_bc --num-seeds 1 5 10 20 --out benchmarks/SPEED.md
     python benchmarks/speed.py --script spot --phase vae
     python benchmarks/speed.py --task antmaze --threads 2 -- --guide q    # after --: the script's
 
-Compare only rows that were measured while nothing else ran on the machine. Other people's code is
-timed beside ours by benchmarks/peers.py.
+With --out the numbers go to results/speed/ beside that page, and a table into it. Compare only
+rows that were measured while nothing else ran on the machine. Other people's code is timed beside
+ours by benchmarks/peers.py.
 """
 
 import contextlib
@@ -26,10 +34,13 @@ import json
 import math
 import os
 import platform
+import re
+import resource
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -38,8 +49,12 @@ from types import ModuleType
 import numpy as np
 import torch
 import tyro
+from torch.utils.flop_counter import FlopCounterMode
 
 ALGORITHMS = Path(__file__).resolve().parents[1] / "algorithms"
+MARK = "ours"  # of the page's part that this command writes
+NUMBERS = Path("results", "speed")  # beside the page
+PREFIX = "ours-"  # of the files in it that this command writes
 # Observations, actions, the dataset whose settings the script takes, the key of its environment in
 # the script's D4RL_ENVS, and what makes an episode of that last to the time limit
 UPRIGHT = {"terminate_when_unhealthy": False}
@@ -48,15 +63,16 @@ TASKS = {"hopper": (11, 3, "hopper-medium-v2", "hopper", UPRIGHT),
          "walker2d": (17, 6, "walker2d-medium-v2", "walker2d", UPRIGHT),
          "antmaze": (29, 8, "antmaze-umaze-v2", "antmaze-umaze", {})}
 HORIZON = 1_000  # rows between two ends of the synthetic episodes, as in D4RL's HalfCheetah files
-COLUMNS = ("script", "phase", "task", "options", "device", "execution", "precision", "seeds",
-           "ms/update min", "median", "max", "of it sampling", "ms per seed", "updates/s",
-           "seed-updates/s", "s/evaluation", "its share")
+PRODUCT = {"cpu": 1_024, "cuda": 8_192}  # side of the square product whose rate is the limit
+COLUMNS = ("script", "options", "execution", "precision", "seeds", "ms/update", "min to max",
+           "sampling", "losses", "optimiser", "updates/s", "seed-updates/s", "s/evaluation",
+           "its share", "GFLOP/update", "GFLOP/s", "of the limit", "peak MiB")
 
 
 @dataclass
 class Args:
-    script: str = "por"
-    """file in algorithms/, without .py"""
+    script: tuple[str, ...] = ("por",)
+    """files in algorithms/, without .py"""
     task: str = "hopper"
     """dimensions: hopper, halfcheetah, walker2d or antmaze"""
     phase: str = "train"
@@ -75,7 +91,7 @@ class Args:
     repeats: int = 5
     """timed blocks"""
     warmup: int = 50
-    """updates before the first block"""
+    """updates before the first block, rounded up in the same way"""
     rows: int = 1_000_000
     """transitions of the synthetic dataset"""
     threads: int | None = None
@@ -84,6 +100,15 @@ class Args:
     """episodes per seed of the evaluation that is timed; 0: none is"""
     eval_every: int = 5_000
     """updates between two evaluations, for their share of the time"""
+    parts: bool = True
+    """split an update into sampling, losses and optimiser"""
+    out: Path | None = None
+    """Markdown page with the lines <!-- ours:begin --> and <!-- ours:end -->, between which the
+    tables go; the numbers go into results/speed/ beside it"""
+    name: str | None = None
+    """with --out: the file of the numbers is ours-NAME.json (default: device and task)"""
+    rewrite: bool = False
+    """measure nothing, write the page of --out from the numbers that are there"""
 
 
 def load_script(name: str) -> ModuleType:
@@ -136,7 +161,7 @@ def build(args: Args, words: list[str]) -> tuple[ModuleType, object, int, dict]:
     """
     if args.threads:
         torch.set_num_threads(args.threads)
-    script = load_script(args.script)
+    script = load_script(args.script[0])
     own = {"--env": TASKS[args.task][2], "--device": args.device, "--num-seeds": args.num_seeds[0],
            "--execution": args.execution[0], "--precision": args.precision[0]}
     words = [*words, *(str(word) for pair in own.items() for word in pair)]
@@ -149,58 +174,146 @@ def build(args: Args, words: list[str]) -> tuple[ModuleType, object, int, dict]:
     # an online phase steps environments: its time is not that of updates
     phases = [name for name, *_ in run.agent.phases if name != "online"]
     if args.phase not in phases:
-        raise SystemExit(f"--phase {args.phase}: with these options {args.script} has "
+        raise SystemExit(f"--phase {args.phase}: with these options {args.script[0]} has "
                          f"{', '.join(phases)}")
     run.phase = phases.index(args.phase)
     run.begin()
     turns = len(run.updates)
     whole = math.lcm(turns, script.UPDATES_PER_GRAPH if execution == "capture" else 1)
-    products = {"highest": "fp32", "high": "tf32", "medium": "medium"}
-    precision = products[torch.get_float32_matmul_precision()] + "+bf16" * autocast
+    rounds = device.type == "cpu" and product_error() > 1e-5
+    products = {"highest": "fp32", "high": "tf32",
+                "medium": "fp32 by bf16" if rounds else "fp32, oneDNN"}
+    precision = products[torch.get_float32_matmul_precision()] + " + bf16" * autocast
     return script, run, whole, {"device": device.type, "execution": execution,
                                 "precision": precision, "machine": machine(device)}
 
 
-def watch_batches(run) -> list[float]:
-    """A list that gets the seconds of every batch that `run` draws from now on."""
-    draw, seconds = run.batch, []
-
-    def batch() -> dict:
-        clock = time.perf_counter()
-        drawn = draw()
-        seconds.append(time.perf_counter() - clock)
-        return drawn
-
-    run.batch = batch
-    return seconds
+def product_error() -> float:
+    """Largest relative error of a float32 product on the CPU, as the scripts measure it."""
+    x = torch.rand(256, 256, generator=torch.Generator().manual_seed(0))
+    return (x @ x / (x.double() @ x.double()) - 1).abs().max().item()
 
 
-def measure(args: Args, words: list[str]) -> dict:
-    """Seconds per block of one configuration, of their batches, of an evaluation; what it ran on.
-
-    words: the algorithm's own options, as on its command line.
-    """
-    script, run, whole, facts = build(args, words)
-    updates = whole * math.ceil(args.updates / whole)
-    cuda = run.device.type == "cuda"
-    wait = torch.cuda.synchronize if cuda else lambda: None
-    run.advance(args.warmup)
-    seconds, sampling, batches = [], [], watch_batches(run)
-    for _ in range(args.repeats):
+def time_blocks(run, updates: int, repeats: int) -> list[float]:
+    """Seconds of `repeats` blocks of `updates` updates; on CUDA the device has finished each."""
+    wait = torch.cuda.synchronize if run.device.type == "cuda" else lambda: None
+    seconds = []
+    for _ in range(repeats):
         wait()
-        batches.clear()
         clock = time.perf_counter()
         run.advance(updates)
         wait()
         seconds.append(time.perf_counter() - clock)
-        sampling.append(sum(batches))
+    return seconds
+
+
+def dissect(script: ModuleType, run) -> tuple[float, list[Callable[[], None]]]:
+    """Run each of the phase's updates once, eager, and watch.
+
+    Returns the floating-point operations of one update's matrix products, on average over updates
+    that take turns, and for each of them a function that steps the optimisers and moves the targets
+    that it does, with the gradients it left.
+    """
+    minimize, move, turns = script.minimize, vars(script).get("move_target"), []
+
+    def minimized(optimizer, loss):
+        turns[-1][0].append(optimizer)
+        minimize(optimizer, loss)
+
+    def moved(*args):
+        turns[-1][1].append(args)
+        move(*args)
+
+    script.minimize = minimized
+    if move:  # BC has no target
+        script.move_target = moved
+    try:
+        with FlopCounterMode(display=False) as counter:
+            for update in run.agent.phases[run.phase][2:]:
+                turns.append(([], []))
+                with torch.autocast(run.device.type, torch.bfloat16, run.autocast,
+                                    cache_enabled=False):
+                    update(run.batch())
+    finally:
+        script.minimize = minimize
+        if move:
+            script.move_target = move
+
+    def stepper(optimizers, moves):
+        def step():
+            for optimizer in optimizers:
+                optimizer.step()
+            for args in moves:
+                move(*args)
+        return step
+
+    return counter.get_total_flops() / len(turns), [stepper(*turn) for turn in turns]
+
+
+def time_alone(run, works: list[Callable], updates: int, repeats: int) -> list[float]:
+    """`time_blocks` with `works`, which take turns, instead of updates, executed as those are.
+
+    The run is of no use afterwards.
+    """
+    run.once, run.graph = lambda number: works[number % len(works)](), None
+    for number in range(2 * len(works)):  # compiles
+        run.once(number)
+    run.advance(updates)  # records
+    return time_blocks(run, updates, repeats)
+
+
+def product_rate(device: torch.device, autocast: bool) -> float:
+    """Floating-point operations per second of a large square product: the best of ten."""
+    size, cuda = PRODUCT[device.type], device.type == "cuda"
+    x = torch.rand(size, size, device=device, dtype=torch.bfloat16 if autocast else torch.float32)
+    best = math.inf
+    for turn in range(12):
+        if cuda:
+            torch.cuda.synchronize()
+        clock = time.perf_counter()
+        x @ x
+        if cuda:
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - clock) if turn > 1 else best
+    return 2 * size**3 / best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: on CUDA the most that tensors took, on a CPU the most that the process held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1_024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def measure(args: Args, words: list[str]) -> dict:
+    """All about one configuration: times in seconds, operations, memory, what it ran on.
+
+    words: the algorithm's own options, as on its command line.
+    """
+    script, run, whole, facts = build(args, words)
+    rounded = lambda updates: whole * math.ceil(updates / whole)
+    updates = rounded(args.updates)
+    clock = time.perf_counter()
+    run.advance(max(rounded(args.warmup), 2 * whole))
+    warmup = time.perf_counter() - clock
+    seconds, memory = time_blocks(run, updates, args.repeats), peak_memory(run.device)
     run.means()  # ends the program if the losses are NaN: such a time would say nothing
-    clock, evaluation = time.perf_counter(), None
+    evaluation = sampling = optimiser = None
     if args.eval_episodes:
+        clock = time.perf_counter()
         script.evaluate(run.agent, run.task, args.num_seeds[0], args.eval_episodes, run.device)
         evaluation = time.perf_counter() - clock
-    return facts | {"seconds": seconds, "updates": updates, "evaluation": evaluation,
-                    "sampling": None if cuda else sampling}
+    operations, steps = dissect(script, run)
+    if args.parts:
+        disable = facts["execution"] == "eager"
+        sampling = time_alone(run, [run.batch], updates, args.repeats)
+        steps = [torch.compile(step, disable=disable) for step in steps]
+        optimiser = time_alone(run, steps, updates, args.repeats)
+    return facts | {"seconds": seconds, "updates": updates, "warmup": warmup,
+                    "evaluation": evaluation, "sampling": sampling, "optimiser": optimiser,
+                    "operations": operations, "memory": memory,
+                    "limit": product_rate(run.device, run.autocast)}
 
 
 def machine(device: torch.device) -> str:
@@ -215,52 +328,136 @@ def machine(device: torch.device) -> str:
             f"PyTorch {torch.__version__}, Python {platform.python_version()}")
 
 
-def table_row(args: Args, words: list[str], result: dict) -> str:
+# ---- Rows, tables, the page
+
+def per_update(result: dict, key: str = "seconds") -> float | None:
+    """Milliseconds per update: the median of the blocks, None if they were not timed."""
+    return result[key] and 1_000 * float(np.median(result[key])) / result["updates"]
+
+
+def table_row(result: dict) -> str:
     """One configuration as a Markdown row, in the order of COLUMNS."""
-    low, middle, high = (1_000 * f(result["seconds"]) / result["updates"]
-                         for f in (np.min, np.median, np.max))
-    seeds, sampling, evaluation = args.num_seeds[0], result["sampling"], result["evaluation"]
-    options = " ".join(words) or "-"
-    sampling = sampling and f"{1_000 * np.median(sampling) / result['updates']:.3f}"
-    between = args.eval_every * middle / 1_000  # seconds from one evaluation to the next
+    middle, sampling, optimiser = (per_update(result, k) for k in ("seconds", "sampling",
+                                                                   "optimiser"))
+    low, high = (1_000 * f(result["seconds"]) / result["updates"] for f in (min, max))
+    seeds, evaluation = result["seeds"], result["evaluation"]
+    parts = ["-"] * 3
+    if sampling and optimiser:
+        parts = [f"{sampling:.3f}", f"{max(0, middle - sampling - optimiser):.3f}",
+                 f"{optimiser:.3f}"]
+    between = result["eval_every"] * middle / 1_000  # seconds from one evaluation to the next
     share = evaluation and f"{100 * evaluation / (evaluation + between):.1f}%"
-    cells = (args.script, args.phase, args.task, options, result["device"], result["execution"],
-             result["precision"], seeds, f"{low:.3f}", f"{middle:.3f}", f"{high:.3f}",
-             sampling or "-", f"{middle / seeds:.3f}", f"{1_000 / middle:.1f}",
+    rate = 1_000 * result["operations"] / middle
+    cells = (result["script"], result["options"] or "-", result["execution"], result["precision"],
+             seeds, f"{middle:.3f}", f"{low:.3f} to {high:.3f}", *parts, f"{1_000 / middle:.1f}",
              f"{1_000 * seeds / middle:.1f}", f"{evaluation:.2f}" if evaluation else "-",
-             share or "-")
+             share or "-", f"{result['operations'] / 1e9:.3f}", f"{rate / 1e9:.1f}",
+             f"{100 * rate / result['limit']:.1f}%", f"{result['memory'] / 2**20:.0f}")
     return f"| {' | '.join(map(str, cells))} |"
+
+
+def heading() -> str:
+    return f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}"
+
+
+def table(numbers: dict) -> str:
+    """What one command measured: hardware, how, and its rows."""
+    rows, limits = numbers["rows"], {}
+    for row in rows:
+        limits.setdefault(row["precision"], []).append(row["limit"])
+    limit = ", ".join(f"{max(rates) / 1e9:,.0f} GFLOP/s ({name})" for name, rates in limits.items())
+    obs_dim, act_dim, *_ = TASKS[numbers["task"]]
+    return "\n\n".join([
+        f"### {rows[0]['device']}, {numbers['task']}: {obs_dim} observations, {act_dim} actions"
+        + f"; phase {numbers['phase']}" * (numbers["phase"] != "train"),
+        f"`{numbers['command']}`",
+        f"{numbers['machine']}. Commit {numbers['commit']}, {numbers['date']}. Load before the "
+        f"start: {numbers['load']:.1f}. Median of {numbers['repeats']} blocks of "
+        f"{rows[0]['updates']} updates, milliseconds; evaluations of {numbers['eval_episodes']} "
+        f"episodes per seed every {rows[0]['eval_every']:,} updates. Limit: {limit}.",
+        "\n".join([heading(), *map(table_row, rows)])])
+
+
+def tables(folder: Path) -> str:
+    """All tables of the page, of the files of numbers in a folder."""
+    files = sorted(folder.glob(f"{PREFIX}*.json"))
+    note = ("<!-- Written by benchmarks/speed.py from results/speed/ours-*.json. Edit neither by "
+            "hand: the tests compare them. -->")
+    parts = [table(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    return "\n\n".join([note, *parts]) if parts else "Not measured yet."
+
+
+def replaced(path: Path, new: str, mark: str = MARK) -> str:
+    """The page's text with `new` between two marks. Raises SystemExit if they are not there."""
+    begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise SystemExit(f"--out {path}: it needs the lines {begin} and {end} once each, in this "
+                         "order: the tables go between them")
+    return f"{text[:text.index(begin)]}{begin}\n{new}\n{text[text.index(end):]}"
+
+
+def write(path: Path, text: str) -> None:
+    """The whole new file or the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.tmp")
+    part.write_text(text, encoding="utf-8")
+    part.rename(path)
+
+
+def commit() -> str:
+    """The repository's commit, with -dirty where files differ from it."""
+    git = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], text=True,
+                         cwd=Path(__file__).resolve().parent, capture_output=True)
+    return git.stdout.strip() or "unknown"
+
+
+def command_line(program: str, args, names: dict[str, str]) -> str:
+    """The command with the options that differ from their defaults; `names` stand for folders of
+    this machine, which mean nothing to a reader."""
+    given = {k: names.get(k, v) for k, v in vars(args).items() if v != getattr(type(args), k)}
+    flat = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
+    options = [f"--no-{k}" if v is False else f"--{k.replace('_', '-')} {flat(v)}"
+               for k, v in given.items()]
+    return " ".join(["python", program, *options])
 
 
 def measure_apart(args: Args, words: list[str]) -> dict:
     """`measure` in a process of its own; what the script prints goes to the error stream."""
-    config = json.dumps([asdict(args), words])
+    config = json.dumps([asdict(args) | {"out": None}, words])
     child = subprocess.run([sys.executable, __file__, "--configuration", config],
                            stdout=subprocess.PIPE, text=True)
     if child.returncode:
         what = f"{args.num_seeds[0]} seeds, {args.execution[0]}, {args.precision[0]}"
-        raise SystemExit(f"the measurement of {args.script} ({what}) ended with code "
+        raise SystemExit(f"the measurement of {args.script[0]} ({what}) ended with code "
                          f"{child.returncode}")
     return json.loads(child.stdout)
 
 
 def check(args: Args, words: list[str]) -> None:
-    """Refuse what cannot be measured, before any process starts."""
+    """Refuse what cannot be measured or written, before any process starts."""
     for option in ("env", "device", "num-seeds", "execution", "precision"):
         if any(word.partition("=")[0].replace("_", "-") == f"--{option}" for word in words):
             raise SystemExit(f"--{option} after -- would not reach the table; "
                              + ("use --task" if option == "env" else "put it before --"))
     if args.task not in TASKS:
         raise SystemExit(f"--task {args.task}: choose one of {', '.join(TASKS)}")
-    if not (ALGORITHMS / f"{args.script}.py").exists():
-        load_script(args.script)
+    for script in args.script:
+        if not (ALGORITHMS / f"{script}.py").exists():
+            load_script(script)
     for name, value in asdict(args).items():
         values = value if isinstance(value, tuple) else [value]
         if not values:
             raise SystemExit(f"--{name.replace('_', '-')} needs a value")
         least = int(name != "eval_episodes")
-        if any(isinstance(v, int) and v < least for v in values):
+        if any(type(v) is int and v < least for v in values):
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {least}")
+    if args.name and not (args.out and re.fullmatch(r"[\w.-]+", args.name)):
+        raise SystemExit(f"--name {args.name}: letters, digits and -_. for a file, with --out")
+    if args.rewrite and not args.out:
+        raise SystemExit("--rewrite needs --out, the page")
+    if args.out:
+        replaced(args.out, "")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -274,15 +471,29 @@ def main(words: list[str] | None = None) -> None:
     words, own = words[:split], words[split + 1:]
     args = tyro.cli(Args, args=words, description=__doc__)
     check(args, own)
-    first = True
-    for seeds, execution, precision in product(args.num_seeds, args.execution, args.precision):
-        one = replace(args, num_seeds=(seeds,), execution=(execution,), precision=(precision,))
-        result = measure_apart(one, own)
-        if first:
-            print(f"{result['machine']}; {args.repeats} blocks of {result['updates']} updates\n")
-            print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-            first = False
-        print(table_row(one, own, result), flush=True)
+    if args.rewrite:
+        return write(args.out, replaced(args.out, tables(args.out.parent / NUMBERS)))
+    command = command_line("benchmarks/speed.py", args, {"out": "benchmarks/SPEED.md"})
+    numbers = {"command": command + " -- " * bool(own) + " ".join(own), "commit": commit(),
+               "date": time.strftime("%F"), "load": os.getloadavg()[0], "task": args.task,
+               "phase": args.phase, "repeats": args.repeats, "eval_episodes": args.eval_episodes,
+               "rows": []}
+    for way in product(args.script, args.num_seeds, args.execution, args.precision):
+        fields = dict(zip(("script", "num_seeds", "execution", "precision"), zip(way)))
+        result = measure_apart(replace(args, **fields), own)
+        if not numbers["rows"]:
+            numbers["machine"] = result["machine"]
+            print(f"{result['machine']}; {args.task}, {args.repeats} blocks of "
+                  f"{result['updates']} updates\n\n{heading()}")
+        del result["machine"]
+        numbers["rows"].append({"script": way[0], "options": " ".join(own), "seeds": way[1],
+                                "eval_every": args.eval_every} | result)
+        print(table_row(numbers["rows"][-1]), flush=True)
+    if args.out:
+        name = args.name or f"{numbers['rows'][0]['device']}-{args.task}"
+        folder = args.out.parent / NUMBERS
+        write(folder / f"{PREFIX}{name}.json", json.dumps(numbers, indent=1) + "\n")
+        write(args.out, replaced(args.out, tables(folder)))
 
 
 if __name__ == "__main__":

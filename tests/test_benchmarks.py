@@ -9,8 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -113,22 +115,44 @@ def run_speed(*words: str) -> subprocess.CompletedProcess:
                           capture_output=True)
 
 
-def test_speed_prints_a_row_for_each_configuration():
-    done = run_speed("--num-seeds", "1", "2", "--updates", "2", "--repeats", "2", "--warmup", "1",
-                     "--rows", "2000", "--threads", "1", "--execution", "eager", "--", "--guide",
-                     "q", "--hidden", "8", "--execute-hidden", "8", "--batch-size", "4")
+def cells(row: str) -> dict:
+    return dict(zip(speed.COLUMNS, (cell.strip() for cell in row.strip("|").split("|"))))
+
+
+PAGE = "# Speed\n\n<!-- ours:begin -->\nold\n<!-- ours:end -->\nafter\n"
+
+
+def test_speed_prints_a_row_for_each_configuration_and_writes_the_page(tmp_path):
+    page = tmp_path / "SPEED.md"
+    page.write_text(PAGE)
+    done = run_speed("--script", "por", "iql", "--num-seeds", "1", "2", "--updates", "2",
+                     "--repeats", "2", "--warmup", "1", "--rows", "2000", "--threads", "1",
+                     "--execution", "eager", "--eval-episodes", "0", "--out", str(page), "--",
+                     "--hidden", "8", "--batch-size", "4")
     assert done.returncode == 0, done.stderr
     machine, _, header, _, *rows = done.stdout.splitlines()
     assert "PyTorch" in machine and "1 threads" in machine
-    names = [cell.strip() for cell in header.strip("|").split("|")]
-    rows = [dict(zip(names, (c.strip() for c in row.strip("|").split("|")))) for row in rows]
-    assert [row["seeds"] for row in rows] == ["1", "2"] and names == list(speed.COLUMNS)
+    assert list(cells(header)) == list(cells(header).values()) == list(speed.COLUMNS)
+    rows = [cells(row) for row in rows]
+    assert [(row["script"], row["seeds"]) for row in rows] == [
+        ("por", "1"), ("por", "2"), ("iql", "1"), ("iql", "2")]
     for row in rows:
-        assert row["script"] == "por" and "--guide q" in row["options"]
-        low, middle, high = (float(row[k]) for k in ("ms/update min", "median", "max"))
-        assert 0 < low <= middle <= high
+        assert row["options"] == "--hidden 8 --batch-size 4" and row["its share"] == "-"
+        low, high = map(float, row["min to max"].split(" to "))
+        assert 0 < low <= float(row["ms/update"]) <= high
         assert float(row["seed-updates/s"]) == pytest.approx(
             float(row["updates/s"]) * int(row["seeds"]), rel=0.01)
+        assert float(row["peak MiB"]) > 50 and float(row["sampling"]) > 0
+    numbers = json.loads((tmp_path / "results/speed/ours-cpu-hopper.json").read_text())
+    assert numbers["task"] == "hopper" and len(numbers["rows"]) == 4
+    assert str(tmp_path) not in page.read_text() + json.dumps(numbers)
+    text = page.read_text()
+    assert speed.tables(tmp_path / "results/speed") in text and "old" not in text
+    assert text.startswith("# Speed\n") and text.endswith("<!-- ours:end -->\nafter\n")
+    assert "python benchmarks/speed.py --script por iql --num-seeds 1 2" in text
+    page.write_text(PAGE)
+    speed.main(["--rewrite", "--out", str(page)])
+    assert page.read_text() == text
 
 
 def test_speed_passes_on_what_the_script_refuses():
@@ -140,8 +164,98 @@ def test_speed_passes_on_what_the_script_refuses():
 @pytest.mark.parametrize("words, complaint", [
     (["--script", "absent"], "no such file"), (["--task", "chess"], "choose one of"),
     (["--repeats", "0"], "at least 1"), (["--num-seeds", "0"], "at least 1"),
+    (["--script"], "needs a value"), (["--name", "x"], "with --out"), (["--rewrite"], "--out"),
+    (["--out", "absent.md"], "needs the lines <!-- ours:begin -->"),
     (["--", "--num-seeds", "3"], "put it before --"), (["--", "--env=x"], "use --task")])
-def test_speed_says_what_is_wrong(words, complaint):
+def test_speed_says_what_is_wrong(words, complaint, monkeypatch):
+    monkeypatch.setattr(speed, "measure_apart", None)  # nothing may start
     with pytest.raises(SystemExit) as stop:
         speed.main(words)
     assert complaint in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_the_speed_page_holds_what_the_numbers_give():
+    page = BENCHMARKS / "SPEED.md"
+    assert speed.replaced(page, speed.tables(page.parent / speed.NUMBERS)) == page.read_text()
+
+
+# ---- Where the time of ours goes
+
+@pytest.fixture
+def bc(isolated, monkeypatch):
+    """bc.py as speed.py loads it, but the module that other tests know, too."""
+    import bc
+    monkeypatch.setattr(speed, "load_script", lambda name: bc)
+    return bc
+
+
+def small(script: str, **fields) -> speed.Args:
+    return speed.Args(script=(script,), task="hopper", updates=4, repeats=2, warmup=1, rows=2_000,
+                      threads=1, device="cpu", execution=("eager",), **fields)
+
+
+def test_an_update_and_an_evaluation_are_split(bc, monkeypatch):
+    steps, make_env = [], bc.make_env
+
+    class Counted(gym.Wrapper):
+        def step(self, action):
+            steps.append(action)
+            return super().step(action)
+
+    monkeypatch.setattr(bc, "make_env", lambda task: Counted(make_env(task)))
+    measured = speed.measure(small("bc", eval_episodes=1), ["--hidden", "8"])
+    assert len(steps) == 1_000  # an untrained Hopper falls within some 20 steps
+    assert measured["updates"] == 4
+    assert all(len(measured[k]) == 2 for k in ("seconds", "sampling", "optimiser"))
+    assert measured["evaluation"] > 0 and measured["limit"] > 1e8
+
+    row = speed.table_row(measured | {
+        "script": "bc", "options": "", "seeds": 1, "eval_every": 5_000, "seconds": [0.008, 0.008],
+        "sampling": [0.002, 0.002], "optimiser": [0.001, 0.001], "evaluation": 2.5,
+        "operations": 1e6, "limit": 1e10, "memory": 2**21})
+    found = cells(row)
+    assert [found[k] for k in ("ms/update", "sampling", "losses", "optimiser")] == [
+        "2.000", "0.500", "1.250", "0.250"]
+    assert (found["s/evaluation"], found["its share"]) == ("2.50", "20.0%")  # 2.5 s in 2.5 + 10 s
+    assert (found["GFLOP/update"], found["GFLOP/s"], found["of the limit"]) == (
+        "0.001", "0.5", "5.0%")  # a million operations in 2 ms
+    assert found["peak MiB"] == "2"
+
+
+def test_operations_are_those_of_the_products(bc):
+    args, words = small("bc", eval_episodes=0), ["--hidden", "8", "--batch-size", "4"]
+    script, run, _, _ = speed.build(args, words)
+    before = {k: v.clone() for k, v in run.agent.state_dict().items()}
+    operations, (step,) = speed.dissect(script, run)
+    # 11 -> 8 -> 8 -> 3: forward, gradients of the weights, and of all inputs but the first
+    products = 3 * (11 * 8 + 8 * 8 + 8 * 3) - 11 * 8
+    assert operations == 2 * 4 * products
+    after = {k: v.clone() for k, v in run.agent.state_dict().items()}
+    step()  # the optimiser alone
+    last = run.agent.state_dict()
+    moved = [k for k in before if not torch.equal(after[k], last[k])]
+    assert moved and all(not torch.equal(before[k], after[k]) for k in moved)
+    assert script.minimize.__name__ == "minimize"
+
+
+def test_updates_that_take_turns_keep_their_turns(isolated, monkeypatch):
+    import td3_bc
+    monkeypatch.setattr(speed, "load_script", lambda name: td3_bc)
+    script, run, whole, _ = speed.build(small("td3_bc"), ["--hidden", "8"])
+    _, steps = speed.dissect(script, run)
+    assert whole == len(steps) == 2 and script.move_target.__name__ == "move_target"
+    moved = []
+    for step in steps:
+        before = {k: v.clone() for k, v in run.agent.state_dict().items()}
+        step()
+        after = run.agent.state_dict()
+        moved.append({k.partition(".")[0] for k in before if not torch.equal(before[k], after[k])})
+    assert moved == [{"critic"}, {"critic", "actor", "critic_target", "actor_target"}]
+    works, done = [lambda: done.append("a"), lambda: done.append("b")], []
+    speed.time_alone(run, works, 4, 1)
+    assert done in (list("ab" * 6), list("abab" + "ba" * 4))  # two turns each, 4 and 4 updates
+
+
+def test_a_phase_that_is_not_there_is_refused(bc):
+    with pytest.raises(SystemExit, match="--phase vae: with these options bc has train"):
+        speed.build(small("bc", phase="vae"), ["--hidden", "8"])

@@ -45,7 +45,7 @@ def random_weights(seed: int, obs_dim: int = 11, act_dim: int = 3) -> dict[str, 
 @pytest.fixture(scope="module")
 def behavior(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("behavior")
-    about = json.dumps({"training_command": "python benchmarks/train_behavior.py", "step": 7})
+    about = json.dumps({"training_command": "python algorithms/sac.py", "step": 7})
     np.savez(folder / "hopper-medium.npz", about=about, **random_weights(0))
     return folder
 
@@ -250,20 +250,24 @@ def test_ids():
 
 
 def test_policy_is_the_learners():
-    """The NumPy policy is train_behavior's Actor: the same actions for the same noise."""
+    """The NumPy policy is sac.py's: the same actions for the same noise, whatever the bounds."""
     torch = pytest.importorskip("torch")
-    from train_behavior import Actor
+    sys.path.insert(0, str(BENCHMARKS.parent / "algorithms"))
+    import sac
 
-    weights = random_weights(1)
-    actor = Actor(11, 3, 256)
-    actor.load_state_dict({key: torch.as_tensor(value) for key, value in weights.items()})
-    obs = np.random.default_rng(2).normal(size=(50, 11)).astype(np.float32)
-    torch.manual_seed(0)
-    noise = torch.randn(50, 3).numpy()
-    torch.manual_seed(0)
+    low, high = [-1.0, 0.5, -3.0], [1.0, 2.0, 3.0]
+    task = {"obs_dim": 11, "act_dim": 3, "act_low": low, "act_high": high}
+    generators = [torch.Generator().manual_seed(n) for n in range(2)]
+    agent = sac.SAC(sac.Args(lr=1e-3, num_seeds=2), task, generators, torch.device("cpu"))
+    obs, noise = torch.randn(2, 50, 11), torch.randn(2, 50, 3)
     with torch.no_grad():
-        expected = actor(torch.as_tensor(obs))[0].numpy()
-    np.testing.assert_allclose(recipes.SacPolicy(weights)(obs, noise), expected, atol=1e-5)
+        agent.policy.net.weights[-1].mul_(10)  # deviations far from one, and clamped ones
+        expected = agent.explore(obs, noise).numpy()
+    for n in range(2):
+        weights = select_behavior.exported(agent.policy.state_dict(), n)
+        actions = recipes.SacPolicy(weights, np.array(low), np.array(high))(*(
+            x[n].numpy() for x in (obs, noise)))
+        np.testing.assert_allclose(actions, expected[n], atol=2e-5)
 
 
 class Toy(gym.Env):

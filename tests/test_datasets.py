@@ -3,6 +3,7 @@
     python -m pytest tests/test_datasets.py
 """
 
+import copy
 import functools
 import hashlib
 import json
@@ -227,7 +228,7 @@ RANDOM, STEPS, EVERY = 300, 1_200, 100
 
 @pytest.fixture(scope="module")
 def training(tmp_path_factory) -> Path:
-    """A tiny training of Hopper as train_behavior.py leaves it: snapshots, and its true buffer."""
+    """A tiny training of Hopper as sac.py's forerunner left it: snapshots, and its true buffer."""
     torch = pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("runs") / "sac-hopper-7"
     folder.mkdir()
@@ -252,7 +253,7 @@ def test_medium_and_its_replay_in_one_command(training, root, tmp_path, monkeypa
     out = tmp_path / "behavior" / "hopper-medium.npz"
     args = select_behavior.Args(runs=(training,), target=30.0, out=out, quick_episodes=3,
                                 episodes=20, finalists=12, accept=9.0, workers=1, replay_steps=900)
-    monkeypatch.setattr(select_behavior, "choose", lambda scores, *_: (training, 1_000))
+    monkeypatch.setattr(select_behavior, "choose", lambda scores, *_: (str(training), 1_000))
     select_behavior.select(args)
     assert "played again" in capsys.readouterr().out
     policies, ends, about = recipes.read_weights(out.with_name("hopper-medium-replay.npz"))
@@ -307,8 +308,8 @@ def test_the_snapshot_that_did_as_the_learner_is_chosen(training, tmp_path, monk
     medium = tmp_path / "hopper-medium.npz"
     np.savez(medium, about=json.dumps({"env_id": "Hopper-v4", "step": 1_200}),
              **random_weights(1_200))
-    checkpoint = select_behavior.load_snapshots(training)
-    returns, _, first = bundle_replay.buffer_episodes(checkpoint["buffer"].numpy(), 11)
+    one, = select_behavior.load_trainings(training, "Hopper-v4")
+    returns, _, first = bundle_replay.buffer_episodes(one.buffer(), 11)
     wanted = {600: returns[(first >= 200) & (first < 700)].mean(),
               1_100: returns[first >= 700].mean()}
     measured = lambda env_id, policies, *_: {
@@ -333,6 +334,86 @@ def test_half_precision_is_refused_where_it_changes_the_score(training, tmp_path
                                             workers=1))
     policies, _, about = recipes.read_weights(tmp_path / "hopper-medium-replay.npz")
     assert policies[0]["fc0.weight"].dtype == np.float32 and about["half_precision_change"] == 5
+
+
+@pytest.fixture(scope="module")
+def sac_run(tmp_path_factory):
+    """A tiny online run of sac.py, seeds 5 and 6, in its folder; checkpointed before its end."""
+    sys.path.insert(0, str(BENCHMARKS.parent / "algorithms"))
+    import sac
+    args = sac.Args(env="Hopper-v4", seed=5, num_seeds=2, random_steps=300, num_updates=700,
+                    snapshot_every=100, batch_size=4, hidden=16, lr=3e-4,
+                    run_dir=str(tmp_path_factory.mktemp("runs") / "sac-hopper"))
+    rows, task = sac.ScratchRun.load(args)
+    run = sac.ScratchRun(args, task, sac.torch.device("cpu"))
+    run.use(sac.prepare(args, rows, task))
+    run.begin()
+    run.advance(600)
+    run.save(finished=False)
+    run.policies = copy.deepcopy(run.agent)
+    run.advance(50)  # its steps lie in online.bin, but no checkpoint knows of them
+    return run
+
+
+def test_a_run_of_sac_holds_a_training_of_each_seed(sac_run):
+    """Step, policy and buffer of each: the buffer is the one that the run learned from."""
+    folder = Path(sac_run.args.run_dir)
+    trainings = select_behavior.load_trainings(folder, "Hopper-v4")
+    assert [t.name for t in trainings] == [f"{folder}, seed 5", f"{folder}, seed 6"]
+    obs, noise = (np.random.default_rng(0).normal(size=(20, k)).astype(np.float32) for k in (11, 3))
+    for n, training in enumerate(trainings):
+        assert (training.seed, training.random_steps) == (5 + n, 300)
+        assert [*training.snapshots] == [400, 500, 600, 700, 800, 900]
+        policy = sac_run.policies.explore(*(
+            sac_run.table.new_tensor(np.stack([x, x])) for x in (obs, noise)))
+        np.testing.assert_allclose(recipes.SacPolicy(training.snapshots[900])(obs, noise),
+                                   policy[n].detach().numpy(), atol=1e-5)
+        rows = np.concatenate([sac_run.table[300 * n:300 * n + 300], sac_run.own[n, :600]])
+        np.testing.assert_array_equal(training.buffer(), rows[:, :-1])
+        assert training.command(700) == (
+            "python algorithms/sac.py --env Hopper-v4 --seed 5 --num-seeds 2 --batch-size 4 "
+            f"--lr 0.0003 --random-steps 300 --snapshot-every 100 --hidden 16 --num-updates 400 "
+            "--run-dir runs/sac-hopper")
+
+
+def test_medium_and_its_replay_of_the_better_seed(sac_run, tmp_path, monkeypatch):
+    folder, out = Path(sac_run.args.run_dir), tmp_path / "behavior" / "hopper-medium.npz"
+    args = select_behavior.Args(runs=(folder,), target=30.0, out=out, quick_episodes=2, episodes=3,
+                                finalists=12, accept=9.0, workers=1, replay_steps=800)
+    monkeypatch.setattr(select_behavior, "choose", lambda scores, *_: (f"{folder}, seed 6", 700))
+    select_behavior.select(args)
+    six = select_behavior.load_trainings(folder, "Hopper-v4")[1]
+    (weights,), _, about = recipes.read_weights(out)
+    assert (about["training_seed"], about["step"]) == (6, 700)
+    for name, array in six.snapshots[700].items():
+        np.testing.assert_array_equal(weights[name], array)
+    policies, ends, about = recipes.read_weights(out.with_name("hopper-medium-replay.npz"))
+    assert ends == [300, 400, 500, 600, 700] and about["training_seed"] == 6
+    for policy, step in zip(policies, about["snapshots"]):
+        np.testing.assert_array_equal(policy["fc1.weight"], six.snapshots[step][
+            "fc1.weight"].astype(policy["fc1.weight"].dtype))
+
+
+def damaged(run, **changes) -> Path:
+    """A copy of the run's folder, its checkpoint changed."""
+    import torch
+    folder = Path(run.args.run_dir)
+    shutil.copytree(folder, "copy", dirs_exist_ok=True)
+    torch.save(torch.load(folder / "checkpoint.pt") | changes, "copy/checkpoint.pt")
+    return Path("copy")
+
+
+@pytest.mark.parametrize("change, match", [
+    (lambda run: Path("nowhere"), "no checkpoint in nowhere"),
+    (lambda run: damaged(run, task={"env_id": "Walker2d-v4"}), "trained on Walker2d-v4, not on"),
+    (lambda run: shutil.rmtree(damaged(run) / "snapshots") or Path("copy"), "no snapshots"),
+    (lambda run: (damaged(run) / "online.bin").unlink() or Path("copy"), "of an online run"),
+    (lambda run: (damaged(run) / "checkpoint.pt").write_text("x") and Path("copy"), "cannot read"),
+    (lambda run: damaged(run, args={"nonsense": 1}), "cannot read copy")])
+def test_bad_folders_of_trainings(sac_run, tmp_path, monkeypatch, change, match):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=match):
+        select_behavior.load_trainings(change(sac_run), "Hopper-v4")
 
 
 def test_committed_behaviour_files():

@@ -1,0 +1,784 @@
+"""SAC: Soft Actor-Critic (Haarnoja et al., 2018; arXiv 1812.05905)
+
+The idea. A policy that must also stay random keeps trying, and does not hang on one lucky value.
+SAC adds the policy's entropy to the reward: Q counts what an action earns and how free its
+followers stay, and pi climbs Q as long as that pays for the randomness it costs. The price of
+randomness, the temperature alpha, is learned, so that the entropy meets a target.
+
+    (1) target       y = r + gamma (min_i Q'_i(s', a') - alpha log pi(a'|s')),       a' ~ pi(.|s')
+    (2) critic       min  E  (y - Q_i(s, a))^2,                                      i = 1, 2
+    (3) policy       min  E  alpha log pi(a~|s) - min_i Q_i(s, a~),                  a~ ~ pi(.|s)
+    (4) temperature  min  E  -log alpha (log pi(a~|s) - |A|)
+    (5) pi           a = tanh(mean(s) + deviation(s) e),  e ~ N(0, 1);  gradients go through a
+
+(4) holds the entropy at -|A|, minus one for each dimension of the action; Q' is a slow copy of Q.
+
+Online, `--env` with a Gymnasium id, it learns from scratch: uniform actions, then an update after
+each step of pi; a time limit is no terminal state. D4RL's datasets come from such trainings.
+Offline, `--env` with a dataset, it must fail, and that is why this file stands here. (1) asks Q
+for actions that the data lack, where it extrapolates, and (3) seeks those that it overrates. Online
+the next episode would try them and correct Q; here nothing does, and (1) feeds Q its own errors.
+
+As rlkit, D4RL's learner (github rail-berkeley/rlkit @ ac45a9d, sac.py):
+- All losses see the networks as they were before the update. Deviations within e^-20 .. e^2.
+- Networks, and the entropy, see actions as parts of their bounds, in [-1, 1].
+Unlike it:
+- PyTorch's initial weights, not tiny last layers. --random-steps uniform actions before all, theirs
+  are 1,000 of the untrained pi, and an update after each step, not 1,000 after each 1,000.
+- The buffer keeps every step. All `--num-seeds` train at once as batched products, each with its
+  own environment, buffer, weights and temperature.
+
+    python algorithms/sac.py --env Hopper-v4 --num-updates 300000 --snapshot-every 1000     # online
+    python algorithms/sac.py --env Pendulum-v1 --random-steps 1000 --num-updates 10000    # minutes
+    python algorithms/sac.py --env rebuilt/hopper/medium-v0        # offline: Q grows, scores do not
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+@dataclass
+class Args:
+    env: str = "hopper-medium-v2"  # D4RL name, Minari or rebuilt id; with a file: Gymnasium id
+    dataset_file: str | None = None  # HDF5 in D4RL's layout, instead of the named dataset
+    seed: int = 0  # first seed
+    num_seeds: int = 1  # train seeds seed, seed + 1, ... at once
+    num_updates: int = 1_000_000  # gradient updates; schedules end here
+    batch_size: int = 256  # transitions per update and seed
+    eval_every: int = 5_000  # updates between evaluations
+    eval_episodes: int = 10  # episodes per evaluation and seed
+    final_eval_episodes: int = 100  # episodes of the last evaluation, the headline
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: fastest products that keep scores
+    execution: Literal["auto", "eager", "compile", "capture"] = "auto"  # capture: CUDA graphs
+    run_dir: str | None = None  # logs and checkpoint; an unfinished run in it goes on
+    checkpoint_every: int = 10_000  # updates between checkpoints
+    eval_only: bool = False  # evaluate the checkpoint in --run-dir and stop
+    # SAC's own; None takes the setting of all tasks
+    lr: float | None = None  # Adam's rate for Q, pi and the temperature, constant
+    random_steps: int | None = None  # uniform actions per seed before the first update, if online
+    snapshot_every: int | None = None  # updates between copies of pi in snapshots/; None: no copy
+    discount: float = 0.99  # gamma
+    polyak: float = 0.005  # step of Q' towards Q
+    hidden: int = 256  # width of all networks
+
+    @property
+    def online_steps(self) -> int:
+        """Steps in the environment, one before each update, if env names no dataset; else 0."""
+        return self.num_updates * (self.env in gym.registry and not self.dataset_file)
+
+SETTING_NAMES = ("lr", "random_steps")
+SETTINGS = [("?*", 3e-4, 10_000)]  # one row for all tasks: rlkit's examples/sac.py, but the steps
+
+def prepare(args: Args, rows: dict, task: dict) -> dict:
+    """Leave the rewards as they are; refuse actions without bounds."""
+    if not np.isfinite([task["act_low"], task["act_high"]]).all():
+        raise SystemExit(f"{task['env_id']}: its actions have no bounds, which SAC's tanh needs; "
+                         "choose an algorithm without one, such as POR")
+    task |= {"reward_scale": 1.0, "reward_shift": 0.0}
+    return rows
+
+class MLP(nn.Module):
+    """`heads` ReLU networks for each of N seeds, initialised as nn.Linear is, each seed from its
+    own generator; LayerNorm comes before the ReLU. (N, B, in) -> (N, heads, B, out)."""
+
+    def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
+        super().__init__()
+        self.heads, shapes, count = heads, list(zip(dims, dims[1:])), heads * len(generators)
+        draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
+        self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
+        self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
+        self.gains = nn.ParameterList([torch.ones(count, 1, w) for w in dims[1:-1] * layer_norm])
+        self.shifts = nn.ParameterList([torch.zeros(count, 1, w) for w in dims[1:-1] * layer_norm])
+
+    def forward(self, x):
+        x = x.repeat_interleave(self.heads, 0)
+        *hidden, (last_bias, last_weight) = zip(self.biases, self.weights)
+        for i, (bias, weight) in enumerate(hidden):
+            x = torch.baddbmm(bias, x, weight)
+            if len(self.gains):
+                x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
+            x = F.relu(x)
+        with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
+            return torch.baddbmm(last_bias, x.to(last_weight), last_weight).unflatten(
+                0, (-1, self.heads))
+
+class TanhGaussian(nn.Module):
+    """Eq. 5: a Gaussian pi(a|s) pressed into [-1, 1], both its mean and its deviation learned."""
+
+    def __init__(self, generators, dims: list[int], task: dict):
+        super().__init__()
+        self.net = MLP(generators, [*dims[:-1], 2 * dims[-1]])
+        low, high = torch.tensor([task["act_low"], task["act_high"]])
+        self.register_buffer("center", (high + low) / 2)
+        self.register_buffer("radius", (high - low) / 2)
+
+    def forward(self, s, noise):
+        """An action (N, B, act) in parts of its bounds, and its log density (N, B)."""
+        mean, log_std = self.net(s).squeeze(1).chunk(2, -1)
+        log_std = log_std.clamp(-20, 2)
+        x = mean + log_std.exp() * noise
+        # log(1 - tanh(x)^2), which narrows the density, in a form that does not underflow
+        log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
+        log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
+        return x.tanh(), (log_normal - log_slope).sum(-1)
+
+class SAC(nn.Module):
+    """Networks, optimisers and updates of N seeds; everything in a batch is (N, B, ...)."""
+
+    def __init__(self, args: Args, task: dict, generators, device):
+        super().__init__()
+        obs_dim, act_dim, hidden = task["obs_dim"], task["act_dim"], [args.hidden, args.hidden]
+        self.args, self.act_dim, self.noise_dim = args, act_dim, 2 * act_dim
+        self.critic = MLP(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
+        self.policy = TanhGaussian(generators, [obs_dim, *hidden, act_dim], task)
+        self.log_alpha = nn.Parameter(torch.zeros(len(generators), 1))
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.to(device)
+        self.optimizers = {"critic": adam(self.critic.parameters(), args.lr),
+                           "policy": adam(self.policy.parameters(), args.lr),
+                           "temperature": adam([self.log_alpha], args.lr)}
+        phase = "online" if args.online_steps else "train"
+        self.phases = [(phase, args.num_updates, self.update)]
+
+    def explore(self, obs, noise):
+        """An action of pi for standard normal noise, (N, E, obs) -> (N, E, act)."""
+        return self.policy.center + self.policy.radius * self.policy(obs, noise)[0]
+
+    def act(self, obs):
+        """The action at pi's mean, (N, E, obs) -> (N, E, act)."""
+        return self.explore(obs, 0.0)
+
+    def update(self, batch: dict) -> dict:
+        """One update of pi, alpha, Q and Q'; returns statistics of shape (N,)."""
+        args, s, s2 = self.args, batch["observations"], batch["next_observations"]
+        noise, next_noise = batch["noise"].chunk(2, -1)
+        alpha = self.log_alpha.detach().exp()
+        q = lambda critic, s, a: critic(torch.cat([s, a], -1)).squeeze(-1)
+
+        # Eq. 1: what the next action of pi is worth, its own randomness included
+        with torch.no_grad():
+            next_a, next_log_pi = self.policy(s2, next_noise)
+            next_q = q(self.critic_target, s2, next_a).amin(1) - alpha * next_log_pi
+            target = batch["rewards"] + args.discount * (1 - batch["terminals"]) * next_q
+
+        # Eq. 3: up the smaller Q, but not at the cost of all randomness
+        new_a, log_pi = self.policy(s, noise)
+        policy_loss = (alpha * log_pi - q(self.critic, s, new_a).amin(1)).mean(1)
+        minimize(self.optimizers["policy"], policy_loss)
+
+        # Eq. 4: randomness gets dearer for alpha when there is too much of it
+        gap = log_pi.detach().mean(1) - self.act_dim
+        minimize(self.optimizers["temperature"], -self.log_alpha.squeeze(1) * gap)
+
+        # Eq. 2: both heads regress to one target
+        a = (batch["actions"] - self.policy.center) / self.policy.radius
+        values = q(self.critic, s, a)
+        critic_loss = ((values - target.unsqueeze(1)) ** 2).mean(2).sum(1)
+        minimize(self.optimizers["critic"], critic_loss)
+        move_target(self.critic_target, self.critic, args.polyak)
+        return {"loss/critic": critic_loss, "loss/policy": policy_loss, "alpha": alpha.squeeze(1),
+                "entropy": -log_pi.mean(1), "value": values.mean((1, 2))}
+
+# ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
+
+import contextlib, copy, dataclasses, difflib, errno, fnmatch, hashlib, io, itertools, json, os
+import platform, re, shlex, signal, socket, subprocess, sys, time, warnings
+from pathlib import Path
+import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+D4RL_FILES = dict(  # half of their SHA-256 (from the d4rl builders of TensorFlow Datasets)
+    halfcheetah="""random 25407aef85b5d16c0f36b4149341edb4 medium 41324e8487a9556d8cfa4538827f8937
+    medium-replay 48d494a4770c11f48260736dec090b78 medium-expert 015db75dae5bbe8e94029b71fa0bafc2
+    expert d9fe53bb994eb1e20a99b4fa3412cd76 full-replay 27fdf7ea86e5a2cbd24d611ae9e703c8""",
+    hopper="""random 63103ef7059db4c0819bd054f4e83ff3 medium 5bdf1bc4a713c82941de44633df669b3
+    medium-replay e121c5f7c9857a307baa9edc6a2c3b48 medium-expert 9d51ad87f8c905be3880d84c6140bcdb
+    expert 01aa219a5f8eea5e639eccdc636ec2bf full-replay 56baf95963c51c1e964049a974566c50""",
+    walker2d="""random 4e863bb6090cf4a461548bd470564b32 medium cf00f43add04c17fdfc2958dd581dea0
+    medium-replay e75de96a4f77acf7d4e0d6fdf0d7ccb1 medium-expert 6b8d7f868c45bbaedf460be797fb7271
+    expert 2985dc3d436a8baa10e8f43f946fe1d7 full-replay f2720f9d27b2acef6ec9a7d9ad3b80b6""")
+D4RL_FILES = {
+    f"{env}-{kind}-v2": (f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5", sha256)
+    for env, text in D4RL_FILES.items() for kind, sha256 in re.findall(r"(\S+) (\S+)", text)}
+D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
+D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
+# Environment and the returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py).
+# Gymnasium's v4 keeps the rewards and dynamics of D4RL's v2; v5 changed both.
+D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
+             "hopper": ("Hopper-v4", -20.272305, 3234.3),
+             "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
+MINARI_IDS = [f"{group}/{kind}-v{version}" for groups, kinds, version in (  # fetched if missing
+    ("mujoco/hopper mujoco/halfcheetah mujoco/walker2d", "simple medium expert", 0),
+    ("D4RL/pen D4RL/door D4RL/hammer D4RL/relocate", "human cloned expert", 2),
+    ("D4RL/pointmaze", "umaze medium large", 2))
+    for group in groups.split() for kind in kinds.split()]
+KEYS = "observations actions rewards terminals timeouts next_observations".split()
+LOG_EVERY = 1_000  # updates per point of a TensorBoard curve
+UPDATES_PER_GRAPH = 20  # enough to hide a CUDA graph's launch, few enough to record in seconds
+
+def dataset_family(name: str) -> str:
+    """'rebuilt/hopper/medium-100k-v0', 'mujoco/hopper/medium-v0' -> 'hopper-medium'."""
+    return re.sub(r"(-\d+[km]?)?-v\d+$", "", "-".join(name.lower().split("/")[-2:]))
+
+def fill_settings(args: Args) -> Args:
+    """Each None of `args` from the first row of SETTINGS that fits; says which row that was."""
+    name = dataset_family(args.env)
+    for pattern, *row in SETTINGS:
+        row = dict(zip(SETTING_NAMES, row))
+        if fnmatch.fnmatch(name, pattern) and all(
+                vars(args)[k] in (None, v) for k, v in row.items() if isinstance(v, str)):
+            break
+    default = ", which has no row of its own" * (pattern == "*")
+    print(f"settings of {name}{default}: {', '.join(f'{k} {v}' for k, v in row.items())}")
+    return dataclasses.replace(args, **{k: v for k, v in row.items() if getattr(args, k) is None})
+
+def d4rl_file(name: str) -> Path:
+    """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
+    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
+    (file, sha256), problems = D4RL_FILES[name], ""
+    path = folder / Path(file).name
+    for url in [D4RL_SERVER + file, D4RL_MIRROR + path.name] * (not path.exists()):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+            return path
+        except Exception as error:  # whatever the network raises
+            problems += f"\n  {url}: {error}"
+    if problems:
+        raise SystemExit(f"{name}: no file {path}, and no download:{problems}\nPut it there, or "
+                         f"rebuild its like: python benchmarks/collect.py {dataset_family(name)}")
+    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
+        raise SystemExit(f"{path} has not D4RL's SHA-256: delete it, or name it by --dataset-file")
+    return path
+
+def read_hdf5(path) -> dict:
+    """The flat arrays of a file in D4RL's layout; next_observations only where it has them."""
+    try:
+        with h5py.File(path, "r") as file:
+            return {k: file[k][:].astype(np.float32) for k in KEYS if k in file or k != KEYS[-1]}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise SystemExit(f"{path}: no HDF5 file with numbers in {', '.join(KEYS[:-1])} ({error})")
+
+def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
+    """The same of a Minari dataset, downloaded if need be; it knows every next observation."""
+    parts = []
+    try:
+        for e in (dataset := minari.load_dataset(name, download=True)).iterate_episodes():
+            obs, last = e.observations, np.arange(len(e.rewards)) == len(e.rewards) - 1
+            if isinstance(obs, dict):  # in the order of gymnasium's FlattenObservation
+                obs = np.concatenate([obs[k] for k in dataset.observation_space], -1)
+            parts.append((obs[:-1], e.actions, e.rewards, e.terminations, last, obs[1:]))
+        columns = [np.concatenate(column).astype(np.float32) for column in zip(*parts)]
+        return dict(zip(KEYS, columns, strict=True)), dataset  # strict: there are episodes
+    except Exception as error:  # whatever Minari, HDF5 or the network raise
+        raise SystemExit(f"Minari dataset {name} cannot be read ({type(error).__name__}: {error}). "
+                         f"Delete {minari.storage.get_dataset_path(name)} and get it again")
+
+def load_dataset(args: Args) -> tuple[dict, dict]:
+    """All rows of the dataset (see to_rows) and the task: their source, the scoring of policies."""
+    name, local, source = args.env, minari.list_local_datasets(), None
+    env_id, *ref = next((v for k, v in D4RL_ENVS.items() if name in D4RL_FILES
+                         and name.startswith(k)), (name, None, None))
+    spec = gym.registry.get(env_id)
+    if args.dataset_file:
+        source, rows = f"file {args.dataset_file}", read_hdf5(args.dataset_file)
+    elif name in D4RL_FILES:
+        source, rows = "D4RL file", read_hdf5(d4rl_file(name))
+    elif name in local or name in MINARI_IDS:
+        source = {"rebuilt": "rebuilt", "local": "local"}.get(name.split("/")[0], "Minari")
+        rows, dataset = read_minari(name)
+        ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
+        named = gym.registry.get(dataset.storage.metadata.get("env_id"))
+        spec = dataset._eval_env_spec or dataset.env_spec or named
+    if not (source and spec and spec.max_episode_steps):
+        near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *MINARI_IDS, *gym.registry])
+        raise SystemExit(f"--env {name}: no such dataset (benchmarks/collect.py builds rebuilt/*) "
+                         "or, with --dataset-file, no such Gymnasium id with a time limit"
+                         + f"; did you mean {' or '.join(near)}?" * bool(near))
+    text = spec.to_json() if isinstance(spec.entry_point, str) else None  # a class has its id only
+    return to_rows(rows, {"name": name, "source": source, "ref_min": ref[0], "ref_max": ref[1],
+                          "env_id": spec.id, "env_spec": text, "horizon": spec.max_episode_steps})
+
+def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
+    """Check flat arrays, find each row's next state; returns rows, and the task with their sizes.
+
+    Rows are float32 of one length n: observations, next_observations (n, obs), actions (n, act),
+    rewards, terminals (n,), known (n,): is the next observation true?, ends (n,): does an episode
+    end or is it cut here? Inside an episode the next state is the next row's observation. Where
+    one ends, that row is another's: stored next_observations serve if they agree elsewhere.
+    """
+    env, digest, n = make_env(task), hashlib.sha256(), len(rows["rewards"])
+    obs_shape, box, where = env.observation_space.shape, env.action_space, f"{task['name']}: "
+    shapes = {"observations": obs_shape, "next_observations": obs_shape, "actions": box.shape}
+    for key, array in rows.items():
+        shape = (n, *shapes.get(key, ()))
+        if array.shape != shape or array.ndim != 1 + (key in shapes):
+            raise SystemExit(f"{where}{key} has shape {array.shape}; {n} rewards and "
+                             f"{task['env_id']} ask for {shape}, and for vectors")
+        if len(bad := np.argwhere(~np.isfinite(array))):
+            raise SystemExit(f"{where}NaN or infinity in {key}, first in row {bad[0][0]}")
+        digest.update(array.tobytes())
+    ends = (rows["terminals"] > 0) | (rows["timeouts"] > 0)
+    if not ends.any():
+        raise SystemExit(f"{where}no episode ends, terminals and timeouts are never set")
+    following, known = np.roll(rows["observations"], -1, 0), ~ends
+    known[-1] = False
+    stored = rows.get("next_observations")
+    if stored is not None and np.allclose(stored[known], following[known], atol=1e-5):
+        following, known = stored, known | True
+    rows = {k: rows[k] for k in KEYS[:4]} | {
+        "next_observations": following, "known": known.astype(np.float32), "ends": ends}
+    returns = episode_returns(rows)
+    return rows, task | {
+        "obs_dim": obs_shape[0], "act_dim": box.shape[0], "act_low": box.low.tolist(),
+        "act_high": box.high.tolist(), "transitions": n, "episodes": len(returns),
+        "fingerprint": digest.hexdigest(), "data_return": float(returns.mean()),
+        "data_std": float(returns.std()), "data_score": float(score(task, returns.mean()))}
+
+def episode_returns(rows: dict) -> np.ndarray:
+    """Undiscounted returns of the complete episodes, in the order of the data."""
+    ends = np.flatnonzero(rows["ends"])
+    rewards = rows["rewards"][: ends[-1] + 1].astype(float)
+    return np.add.reduceat(rewards, [0, *ends[:-1] + 1])
+
+def score(task: dict, returns):
+    """D4RL's normalized score, 0 random to 100 expert; the return itself where none is defined."""
+    low, high = task["ref_min"], task["ref_max"]
+    return returns if low is None else 100 * (returns - low) / (high - low)
+
+def make_env(task: dict) -> gym.Env:
+    """The task's environment, its observation, which may be a Dict, as one vector."""
+    spec = task["env_spec"] and gym.envs.registration.EnvSpec.from_json(task["env_spec"])
+    env = gym.make(spec or task["env_id"], disable_env_checker=True)
+    return gym.wrappers.FlattenObservation(env)
+
+def adam(parameters, lr: float) -> torch.optim.Adam:
+    """Adam with its rate in a tensor, which a schedule can change inside a CUDA graph."""
+    parameters = list(parameters)
+    rate = torch.tensor(lr, device=parameters[0].device)
+    return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=rate.is_cuda)
+
+def minimize(optimizer: torch.optim.Adam, loss) -> None:
+    """One step down the losses (N,); seeds share no weight, so the sum's gradient is each one's."""
+    weights = optimizer.param_groups[0]["params"]
+    for weight, gradient in zip(weights, torch.autograd.grad(loss.sum(), weights)):
+        weight.grad = gradient
+    optimizer.step()
+
+def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target <- (1 - rate) target + rate source."""
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
+
+def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.ndarray:
+    """Raw returns (N, episodes) of deterministic episodes; the i-th starts alike for every seed."""
+    envs = [[make_env(task) for _ in range(episodes)] for _ in range(num_seeds)]
+    obs = np.array([[e.reset(seed=i)[0] for i, e in enumerate(row)] for row in envs], np.float32)
+    returns, alive = np.zeros((num_seeds, episodes)), np.ones((num_seeds, episodes), bool)
+    while alive.any():
+        with torch.no_grad():
+            actions = agent.act(torch.from_numpy(obs).to(device)).cpu().numpy()
+        if not np.isfinite(actions[alive]).all():
+            raise SystemExit("training diverged: the policy's actions are NaN or infinite")
+        actions = actions.clip(task["act_low"], task["act_high"])
+        for i in zip(*alive.nonzero()):
+            obs[i], reward, over, cut, _ = envs[i[0]][i[1]].step(actions[i])
+            returns[i] += reward
+            alive[i] = not (over or cut)
+    return returns
+
+def choose_device(args: Args) -> tuple[torch.device, str, bool]:
+    """Device, execution, use of autocast; sets and prints the precision of matrix products."""
+    # Flushing denormals (Adam's decayed moments, it seems) doubled a CPU's speed; threads inherit.
+    torch.set_flush_denormal(True)
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(auto if args.device == "auto" else args.device)
+        x = torch.rand(256, 256, generator=torch.Generator().manual_seed(0)).to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise SystemExit(f"--device {args.device} fails here: {str(error).splitlines()[0]}")
+    cuda = device.type == "cuda"
+    execution = {"auto": "capture" if cuda else "eager"}.get(args.execution, args.execution)
+    if execution == "capture" and not cuda:
+        raise SystemExit("--execution capture records CUDA graphs; it needs --device cuda")
+    # On CPUs "medium" means oneDNN: fp32, and on AMD twice as fast as MKL, unless the CPU has bf16
+    # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" is TF32.
+    torch.set_float32_matmul_precision("high" if cuda else "medium")
+    error = lambda: (x @ x / (x.double() @ x.double()) - 1).abs().max().item()
+    rounds = not cuda and error() > 1e-5
+    if args.precision == "fp32" or args.precision == "auto" and rounds:
+        torch.set_float32_matmul_precision("highest")
+    autocast = args.precision == "bf16" and not rounds  # rounding products need no autocast
+    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; largest error of "
+          f"matrix products {error():.0e}" + ", bf16 autocast" * autocast)
+    return device, execution, autocast
+
+class Run:
+    """A training run of N seeds: batches, updates, evaluations; stored and restored whole."""
+
+    def __init__(self, args: Args, task: dict, device, execution="eager", autocast=False):
+        self.args, self.task, self.device, self.clock = args, task, device, time.time()
+        self.execution, self.autocast, self.phase, self.step = execution, autocast, 0, 0
+        self.seeds, self.evaluations = [*range(args.seed, args.seed + args.num_seeds)], []
+        weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
+        self.agent = ALGORITHM(args, task, weights, device)
+        # 2^31: other numbers than those that drew the weights; on CPUs only 32 bits count
+        self.generators = [torch.Generator(device).manual_seed(2**31 + s) for s in self.seeds]
+        git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
+                             cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
+        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        self.parts = [{  # what a number needs beside it; every resume adds one
+            "commit": git.stdout.strip() or "unknown", "device": f"{device} ({chip})",
+            "versions": {m.__name__: str(m.__version__) for m in (torch, np, gym, minari, mujoco)},
+            "threads": torch.get_num_threads(), "started": time.strftime("%F %T"),
+            "from": [0, 0], "evaluation_seconds": 0.0}]
+
+    def use(self, rows: dict) -> None:
+        """Put all rows with a next state, or none at a true end, on the device as one table."""
+        keep = (rows["known"] > 0) | (rows["terminals"] > 0)
+        self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
+        columns = [rows[k][keep].reshape(keep.sum(), -1) for k in self.shapes]
+        self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
+
+    def draw(self, number: int) -> torch.Tensor:
+        """Rows of the table for the batch of that seed, from its own generator: (B,)."""
+        return torch.randint(len(self.table), (self.args.batch_size,), device=self.device,
+                             generator=self.generators[number])
+
+    def batch(self) -> dict:
+        """(N, B, ...) tensors; "noise" are standard normal numbers for the algorithm's own use."""
+        rows = self.table[torch.stack([self.draw(n) for n in range(len(self.seeds))])]
+        columns = rows.split([math.prod(shape) for shape in self.shapes.values()], -1)
+        batch = {k: c if s else c[..., 0] for (k, s), c in zip(self.shapes.items(), columns)}
+        size, on = (self.args.batch_size, self.agent.noise_dim), {"device": self.device}
+        noise = [torch.randn(size, generator=g, **on) for g in self.generators if size[1]]
+        return batch | ({"noise": torch.stack(noise)} if noise else {})
+
+    def begin(self) -> None:
+        """Make the phase's updates, which take turns, the ones that advance() runs."""
+        eager, updates = self.execution == "eager", self.agent.phases[self.phase][2:]
+        self.updates = [torch.compile(update, disable=eager) for update in updates]
+        self.graph, self.began, self.sums = None, self.step, None
+        if self.execution == "capture":  # no graph records the default stream: leave it for good
+            torch.cuda.synchronize(self.device)
+            torch.cuda.set_stream(torch.cuda.Stream(self.device))
+
+    def once(self, number: int) -> None:
+        """One update, without autocast's cache, which would keep copies of outdated weights."""
+        with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
+            stats = self.updates[number % len(self.updates)](self.batch())
+        if stats:
+            new = torch.stack([v.detach().float() for v in stats.values()])
+            new = torch.cat([new, torch.ones_like(new[:1])])  # the last row counts
+            self.names, self.sums = [*stats], new if self.sums is None else self.sums.add_(new)
+
+    def advance(self, updates: int) -> None:
+        """Run that many updates; on CUDA they are only queued."""
+        end, size = self.step + updates, UPDATES_PER_GRAPH
+        while self.step < end:
+            # graphs start at multiples of their size, which keeps the updates' turns
+            whole = self.step % size == 0 and self.step + size <= end
+            if self.execution != "capture" or not whole or self.step < self.began + 5:
+                self.once(self.step)  # on CUDA the first ones are the warm-up, too
+                self.step += 1
+                continue
+            if not self.graph:
+                self.graph = torch.cuda.CUDAGraph()
+                for generator in self.generators:
+                    self.graph.register_generator_state(generator)
+                with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(self.device)):
+                    for number in range(size):
+                        self.once(number)
+            self.graph.replay()
+            self.step += size
+
+    def means(self) -> dict:
+        """Statistics averaged since the last call, name -> (N,). Here the device is waited for."""
+        if self.sums is None or not self.sums[-1].any():
+            return {}
+        values = (self.sums[:-1] / self.sums[-1]).cpu().numpy()
+        self.sums.zero_()
+        if bad := [n for n, v in zip(self.names, values) if not np.isfinite(v).all()]:
+            raise SystemExit(f"training diverged before update {self.step}: {', '.join(bad)} NaN "
+                             "or infinite. The last checkpoint is kept; try smaller rates")
+        return dict(zip(self.names, values))
+
+    def measure(self, episodes: int) -> np.ndarray:
+        """Evaluate all seeds, keep the result, return the scores (N,)."""
+        start = time.time()
+        returns = evaluate(self.agent, self.task, len(self.seeds), episodes, self.device).mean(1)
+        scores, phase = score(self.task, returns), self.agent.phases[self.phase][0]
+        self.evaluations.append({"phase": phase, "update": self.step, "episodes": episodes,
+                                 "returns": returns.tolist(), "scores": scores.tolist()})
+        self.parts[-1]["evaluation_seconds"] += time.time() - start
+        return scores
+
+    def save(self, finished: bool) -> None:
+        """Write result.json, and checkpoint.pt: all that the rest of the run depends on."""
+        seconds = time.time() - self.clock - self.parts[-1]["evaluation_seconds"]
+        self.parts[-1] |= {"to": [self.phase, self.step], "training_seconds": seconds}
+        last = np.mean([e["scores"] for e in self.evaluations[-10:]] or [[]], 0).tolist()
+        args = {k: v for k, v in vars(self.args).items() if k != "run_dir"}
+        result = {"script": Path(__file__).stem, "finished": finished, "args": args,
+                  "task": self.task, "seeds": self.seeds, "phase": self.phase, "step": self.step,
+                  "final": self.evaluations[-1] if finished else None, "last_ten_scores": last,
+                  "evaluations": self.evaluations, "parts": self.parts}
+        torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
+                    "optimizers": {k: o.state_dict() for k, o in self.agent.optimizers.items()},
+                    "generators": [g.get_state() for g in self.generators]}, buffer := io.BytesIO())
+        part, text = Path(self.args.run_dir, "part"), json.dumps(result, indent=1).encode()
+        try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
+            for name, content in ("result.json", text), ("checkpoint.pt", buffer.getvalue()):
+                part.write_bytes(content)
+                part.rename(part.with_name(name))
+        finally:
+            part.unlink(missing_ok=True)
+
+    def restore(self, state: dict) -> None:
+        """Go back to what save() stored, possibly on another device."""
+        self.agent.load_state_dict(state["agent"])
+        for name, optimizer in self.agent.optimizers.items():  # with this device's own flags
+            groups = optimizer.state_dict()["param_groups"]
+            optimizer.load_state_dict(state["optimizers"][name] | {"param_groups": groups})
+        self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
+        self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
+        if state["device"] == self.device.type:  # others draw differently: start anew
+            for generator, stored in zip(self.generators, state["generators"]):
+                generator.set_state(stored)
+
+class OnlineRun(Run):
+    """A run whose phase "online" acts: a step of each seed's own environment before every update.
+
+    The steps lie in online.bin and, seed after seed, behind the dataset in the table. To resume,
+    the actions of the unfinished episodes are repeated, which brings the environments back.
+    """
+
+    def use(self, rows: dict) -> None:
+        """The dataset, and room for each seed's own steps."""
+        super().use(rows)
+        (self.shared, width), self.room = self.table.shape, self.args.online_steps or 0
+        own = torch.zeros(len(self.seeds) * self.room, width, device=self.device)
+        self.table = torch.cat([self.table, own])
+        self.own = self.table[self.shared:].view(len(self.seeds), self.room, width)
+
+    def draw(self, number: int) -> torch.Tensor:
+        """Rows of the dataset and of that seed's steps so far, each as likely: (B,)."""
+        count, generator = self.shared + self.online * (self.step + 1), self.generators[number]
+        rows = torch.randint(count, (self.args.batch_size,), generator=generator,
+                             device=self.device)
+        return rows + (rows >= self.shared) * number * self.room
+
+    def begin(self) -> None:
+        """Bring table and environments to where the run stands."""
+        self.online = self.agent.phases[self.phase][0] == "online"
+        if self.online:
+            self.execution = self.execution.replace("capture", "compile")  # no graph holds MuJoCo
+            self.file = open(Path(self.args.run_dir, "online.bin"), "r+b" if self.step else "w+b")
+            # by step and seed, float32; the last column says whether the episode ends
+            shape = self.step, len(self.seeds), self.table.shape[1] + 1
+            steps = np.fromfile(self.file, np.float32, math.prod(shape))
+            if len(steps) < math.prod(shape):
+                raise SystemExit(f"{self.file.name} ends before update {self.step}, to which the "
+                                 "run came: put the whole file back or choose another --run-dir")
+            steps = steps.reshape(shape).swapaxes(0, 1)
+            self.own[:, :self.step] = torch.from_numpy(steps[..., :-1]).to(self.device)
+            self.envs, self.obs = [make_env(self.task) for _ in self.seeds], []
+            actions = slice(self.task["obs_dim"], self.task["obs_dim"] + self.task["act_dim"])
+            for n, (env, own) in enumerate(zip(self.envs, steps)):
+                first = max([0, *np.flatnonzero(own[:, -1]) + 1])
+                self.obs.append(self.reset(n, first))
+                for action in own[first:, actions].astype(float):  # in this type they were taken
+                    self.obs[n] = env.step(action)[0]
+        super().begin()
+
+    def reset(self, n: int, step: int) -> np.ndarray:
+        """A start that depends on seed and step alone; evaluations start from other ones."""
+        drawn = np.random.SeedSequence([self.seeds[n] % 2**32, step]).generate_state(1)
+        return self.envs[n].reset(seed=int(drawn[0]))[0]
+
+    def once(self, number: int) -> None:
+        """A step of every environment, then an update."""
+        task, size, steps = self.task, (1, self.task["act_dim"]), []
+        if self.online:
+            noise = [torch.randn(size, generator=g, device=self.device) for g in self.generators]
+            obs = torch.from_numpy(np.array(self.obs, np.float32)).to(self.device).unsqueeze(1)
+            with torch.no_grad():
+                actions = self.agent.explore(obs, torch.stack(noise)).squeeze(1).cpu().numpy()
+            for n, action in enumerate(actions.clip(task["act_low"], task["act_high"])):
+                following, reward, over, cut, _ = self.envs[n].step(action)
+                reward = reward * task["reward_scale"] + task["reward_shift"]
+                steps.append([*self.obs[n], *action, reward, over, *following, 1, over or cut])
+                self.obs[n] = self.reset(n, number + 1) if over or cut else following
+            steps = np.array(steps, np.float32)
+            self.file.write(steps.tobytes())
+            self.file.flush()
+            self.own[:, number] = torch.from_numpy(steps[:, :-1]).to(self.device)
+        super().once(number)
+
+class ScratchRun(OnlineRun):
+    """An online run from nothing: the "dataset" are each seed's own random steps. Keeps snapshots.
+    """
+
+    @staticmethod
+    def load(args: Args) -> tuple[dict, dict]:
+        """As load_dataset; where env names no dataset, random steps of each seed, one by one."""
+        if not args.online_steps or not gym.registry[args.env].max_episode_steps:
+            return load_dataset(args)
+        spec, steps = gym.registry[args.env], []
+        text = spec.to_json() if isinstance(spec.entry_point, str) else None
+        task = {"name": args.env, "source": "random actions", "ref_min": None, "ref_max": None,
+                "env_id": spec.id, "env_spec": text, "horizon": spec.max_episode_steps}
+        env = make_env(task)
+        box = env.action_space
+        if not (isinstance(box, gym.spaces.Box) and box.is_bounded()):
+            raise SystemExit(f"{args.env}: its actions are {box}; SAC needs a Box with bounds")
+        for seed in range(args.seed, args.seed + args.num_seeds):
+            rng = np.random.default_rng([1, seed % 2**32])
+            obs, _ = env.reset(seed=int(rng.integers(2**31)))
+            for step in range(1, args.random_steps + 1):
+                action = rng.uniform(box.low, box.high).astype(np.float32)
+                following, reward, over, cut, _ = env.step(action)
+                cut |= step == args.random_steps  # pi begins with an episode of its own
+                steps.append((obs, action, reward, over, cut, following))
+                obs = env.reset()[0] if over or cut else following
+        columns = [np.array(column, np.float32) for column in zip(*steps)]
+        return to_rows(dict(zip(KEYS, columns)), task)
+
+    def begin(self) -> None:
+        """The same, in a folder that is there: the file of the steps precedes the curves."""
+        Path(self.args.run_dir).mkdir(parents=True, exist_ok=True)
+        super().begin()
+
+    def draw(self, number: int) -> torch.Tensor:
+        """Rows of the dataset; online, of that seed's random steps and its own so far: (B,)."""
+        if not self.online:
+            return super().draw(number)
+        first, size = self.args.random_steps, (self.args.batch_size,)
+        rows = torch.randint(first + self.step + 1, size, device=self.device,
+                             generator=self.generators[number])
+        own = self.shared + number * self.room - first
+        return rows + torch.where(rows < first, number * first, own)
+
+    def advance(self, updates: int) -> None:
+        """The same, with a stop at every multiple of --snapshot-every to keep the policies."""
+        end, every = self.step + updates, self.args.snapshot_every or math.inf
+        while self.step < end:
+            super().advance(min(end - self.step, every - self.step % every))
+            if self.step % every == 0:
+                torch.save(self.agent.policy.state_dict(), buffer := io.BytesIO())
+                path = Path(self.args.run_dir, "snapshots", f"{self.step}.pt")
+                path.parent.mkdir(exist_ok=True)
+                path.with_suffix(".part").write_bytes(buffer.getvalue())
+                path.with_suffix(".part").rename(path)
+
+def train(run: Run) -> None:
+    """From where `run` stands to its end: updates, curves, evaluations, checkpoints."""
+    args, phases, stop = run.args, run.agent.phases, []
+    every = LOG_EVERY, args.eval_every, args.checkpoint_every
+    for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends the process at once
+        signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
+    for run.phase in range(run.phase, len(phases)):
+        (name, total, *_), last = phases[run.phase], run.phase == len(phases) - 1
+        first, began, scored = run.step, time.time(), name in ("train", "online")
+        log, test, keep, purge = False, not run.evaluations, False, bool(first or run.evaluations)
+        run.begin()
+        with contextlib.ExitStack() as stack:  # closes them in any case: curves reach the disk
+            writers = [stack.enter_context(SummaryWriter(f"{args.run_dir}/tensorboard/{name}-{s}",
+                                           purge_step=first + purge)) for s in run.seeds]
+            bar = stack.enter_context(tqdm(total=total, initial=first, desc=name, disable=None))
+            while True:
+                values, rate = {}, (run.step - first) / (time.time() - began)
+                if run.step > first and (log or keep or stop):  # a diverged run is never saved
+                    values = run.means() | {"updates_per_second": [rate] * args.num_seeds}
+                if scored and test:
+                    episodes = args.eval_episodes if run.step < total else args.final_eval_episodes
+                    scores = run.measure(episodes)
+                    values |= {"score": scores, "return": run.evaluations[-1]["returns"]}
+                    left = f", {(total - run.step) / rate / 60:.1f} min left" if rate else ""
+                    bar.write(f"{name} {run.step:,} of {total:,}: score {scores.mean():.1f} ± "
+                              f"{scores.std():.1f}, {len(scores)} seeds x {episodes} episodes; "
+                              f"{rate:.1f} updates/s{left}")
+                for tag, (i, writer) in itertools.product(values, enumerate(writers)):
+                    writer.add_scalar(tag, values[tag][i], run.step)
+                if keep or stop:  # curves first: a kill must lose no point before the checkpoint
+                    any(writer.flush() for writer in writers)
+                    run.save(finished=last and run.step == total)
+                if run.step == total:
+                    break
+                if stop and run.step > first:
+                    bar.write(f"stopped at update {run.step}; to go on:\n  "
+                              + shlex.join(["python", *sys.argv]))
+                    raise SystemExit(128 + stop[0])
+                run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
+                bar.update(run.step - bar.n)
+                log, test, keep = (run.step == total or not run.step % n for n in every)
+        run.step *= last
+
+def main() -> None:
+    """The command line: begin or resume a run, or evaluate one."""
+    args, script, state = tyro.cli(Args), Path(__file__).stem, {}
+    if bad := [k for k, v in vars(args).items() if type(v) is int and k != "seed" and v < 1 or
+               type(v) is float and not 0 <= v <= (k in ("tau", "discount", "polyak") or 1e300)]:
+        raise SystemExit(f"out of range, counts start at 1: --{', --'.join(bad)}".replace("_", "-"))
+    warnings.filterwarnings("ignore", module="gymnasium|minari")
+    gym.logger.min_level = gym.logger.ERROR
+    socket.setdefaulttimeout(30)
+    mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
+    args = args if args.eval_only else fill_settings(args)
+    if args.run_dir and (path := Path(args.run_dir, "checkpoint.pt")).exists():
+        free = ["device", "run_dir", "checkpoint_every"]  # what may differ in a run that goes on
+        free += ["execution", "precision", "final_eval_episodes", "eval_only"] * args.eval_only
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            assert state["script"] == script, f"it belongs to {state['script']}.py"
+            stored = Args(**state["args"] | {k: vars(args)[k] for k in free})
+        except Exception as error:
+            raise SystemExit(f"{path}: no checkpoint of {script}.py, choose another --run-dir "
+                             f"({error!r:.150})")
+        args = stored if args.eval_only else args
+        if other := [f"--{k.replace('_', '-')} {v}" for k, v in vars(stored).items()
+                     if v != vars(args)[k]]:
+            raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat them, or "
+                             "choose another --run-dir")
+    elif args.eval_only:
+        raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
+    idle, device = args.eval_only or state.get("finished"), choose_device(args)
+    rows, task = (None, state["task"]) if idle else getattr(RUN, "load", load_dataset)(args)
+    if state and state["task"]["fingerprint"] != task["fingerprint"]:
+        raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
+    print("data: {name} ({source}), {transitions:,} rows, {episodes:,} episodes, return "
+          "{data_return:.1f} ± {data_std:.1f}, score {data_score:.1f}, on {env_id}".format(**task))
+    if not args.run_dir:
+        env, now = args.env.replace("/", "-"), time.strftime("%Y%m%d-%H%M%S")
+        args.run_dir = f"runs/{script}-{env}-seed{args.seed}-{now}"
+        sys.argv += ["--run-dir", args.run_dir]  # for the command that goes on with it
+    rows = rows and prepare(args, rows, task)
+    run = RUN(args, task, *device)
+    if state:
+        run.restore(state)
+        print("finished" if state["finished"] else "resumed",
+              f"at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
+    if args.eval_only:
+        run.measure(args.final_eval_episodes)
+    elif rows:
+        run.use(rows)
+        train(run)
+    scores, episodes = (run.evaluations[-1][k] for k in ("scores", "episodes"))
+    unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
+    print(f"{args.env}, update {run.step}, {episodes} episodes: {unit} {np.mean(scores):.1f} ± "
+          f"{np.std(scores):.1f} over {len(scores)} seeds ({', '.join(f'{x:.1f}' for x in scores)})"
+          f"; behaviour policy {task['data_score']:.1f}\n{args.run_dir}: result.json, tensorboard")
+
+ALGORITHM, RUN = SAC, ScratchRun  # what main() trains, and the kind of its run
+
+if __name__ == "__main__":
+    try:
+        main()
+    except OSError as error:  # a folder that is a file, missing rights, a full disk
+        raise SystemExit(f"{error}: mend this, then repeat the command; what was saved is kept")

@@ -1,0 +1,440 @@
+"""The GPU half of the measurements, unattended: check, speed, train.
+
+For a machine with a GPU, this repository and the packages of requirements.txt (PyTorch 2.11 or
+newer, Python 3.11 or newer), and nothing else: no network, no dataset. Three parts, in this order:
+
+- check: the same updates on the CPU and on the GPU, from the same weights and batches in fp32, give
+  the same losses; captured, compiled and eager ones on the GPU do over 1,000 updates; then the
+  tests that need CUDA. Differences are relative, |a - b| / max(1, |a|), of the losses averaged over
+  blocks of updates, the largest of all seeds.
+- speed: benchmarks/speed.py's table, the rows of the aims first: a million updates of one seed in
+  120 s (IQL, TD3+BC) and 180 s (POR), ten seeds in at most twice the time of one.
+- train: builds the datasets from the policies in benchmarks/behavior/ (collect.py) and trains
+  through run.py what benchmarks/results/ lacks, dataset by dataset, all algorithms at once. While
+  one of them evaluates, which needs the CPU, the others have the GPU.
+
+    python benchmarks/gpu.py --parts check speed --budget-seconds 540 --out out
+    python benchmarks/gpu.py --parts train --budget-seconds 540 --out out   # again: goes on
+
+Nothing begins that the budget has no room for; what still runs at its end is ended, a training
+after its checkpoint. Whatever is there then lies in one archive, OUT/gpu.tar.gz: check.json, the
+numbers for results/speed/, the finished results for results/, and the logs. Unpack it, put the
+results into their places, and write the page by `python benchmarks/speed.py --rewrite --out
+benchmarks/SPEED.md`. The exit code is 1 if a check failed. On a CPU (--device cpu) everything runs,
+with small settings within seconds, but no capture.
+"""
+
+import contextlib
+import importlib.util
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+import collect
+import recipes
+import run
+import speed
+
+ROOT = Path(__file__).resolve().parents[1]
+# Scripts and their own options that are checked, in the order of what would hurt most
+CHECKED = (("iql", ()), ("td3_bc", ()), ("por", ("--guide", "weighted")), ("por", ("--guide", "q")),
+           ("spot", ()), ("bc", ()))
+# Rows of the speed table, the aims' first: scripts, seeds, execution, precision
+AIMS = {"iql": 120, "td3_bc": 120, "por": 180}  # seconds per million updates of one seed
+TIMED = [(tuple(AIMS), (1, 10), "capture", "auto"), (tuple(AIMS), (1,), "compile", "auto"),
+         (tuple(AIMS), (1,), "eager", "auto"), (tuple(AIMS), (5, 20), "capture", "auto"),
+         (tuple(AIMS), (1, 10), "capture", "bf16"), (("bc", "spot"), (1, 10), "capture", "auto"),
+         (tuple(AIMS), (10,), "eager", "auto")]
+# Another order of sums differs by 1e-7, and updates let that grow. On a CPU compiled losses (of IQL
+# and TD3+BC) were off the eager ones by 2e-7 in the first 100 of 1,000 updates, 1e-4 in the last.
+NEAR, FAR = 1e-3, 2e-2  # largest difference in the first tenth of the updates, and in all of them
+STOP = 40  # seconds that a training gets to write its checkpoint, of the budget
+NEEDED = ("gymnasium", "gymnasium_robotics", "h5py", "minari", "mujoco", "numpy", "pytest",
+          "tensorboard", "tqdm", "tyro")
+
+
+@dataclass
+class Args:
+    out: Path
+    """folder for gpu.tar.gz"""
+    parts: tuple[Literal["check", "speed", "train"], ...] = ("check", "speed", "train")
+    """what to do, in this order"""
+    budget_seconds: float = 540
+    """for all parts together, from the start of the command"""
+    work: Path = Path("runs/gpu")
+    """folder for numbers, logs and the run folders; the same one again: goes on"""
+    results: Path = ROOT / "benchmarks" / "results"
+    """folder of the finished trainings; what it has is not trained again"""
+    device: str = "cuda"
+    """cuda, cuda:1, ..., or cpu for a rehearsal"""
+    execution: tuple[str, ...] = ("eager", "compile", "capture")
+    """check, speed: how updates run; without capture on a CPU"""
+    scripts: tuple[str, ...] = ()
+    """all parts: only these (default: each part's own list)"""
+    updates: int = 1_000
+    """check: updates of the comparison of executions; that with the CPU takes a fifth of them"""
+    task: str = "halfcheetah"
+    """check, speed: dimensions"""
+    rows: int = 1_000_000
+    """check, speed: synthetic transitions"""
+    timed_updates: int = 2_000
+    """speed: updates of a block; five blocks each"""
+    datasets: tuple[str, ...] = tuple(
+        f"{name}-{kind}" for kind in ("medium", "medium-replay", "medium-expert")
+        for name in ("hopper", "halfcheetah", "walker2d"))
+    """train: recipes of collect.py, in this order"""
+    steps: int | None = None
+    """train: transitions of each dataset (default: D4RL's number)"""
+    num_seeds: int = 5
+    """train: seeds of each training"""
+    num_updates: int = 1_000_000
+    """train: updates of each training"""
+
+
+class Clock:
+    """What is left of the budget."""
+
+    def __init__(self, seconds: float):
+        self.end = time.monotonic() + seconds
+
+    def left(self) -> float:
+        return self.end - time.monotonic()
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def call(command: list, clock: Clock, log: Path, **options) -> int | None:
+    """Run a command, its output into `log`; None if the budget ended first. It is asked to stop
+    and, if it does not within STOP seconds, killed with all that it started."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        file.write(f"$ {' '.join(map(str, command))}\n")
+        file.flush()
+        process = subprocess.Popen([str(word) for word in command], stdout=file, stderr=file,
+                                   stdin=subprocess.DEVNULL, start_new_session=True, **options)
+        try:
+            return process.wait(max(0.1, clock.left()))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGTERM)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(STOP)
+            return None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+# ---- Check
+
+def losses(config: dict) -> dict:
+    """Statistics of a short training, averaged over blocks of updates: name -> blocks x seeds.
+
+    config: "speed" (fields of speed.Args), "own" (the script's options), "blocks", "block", and
+    "given": whether batches come from a run on the CPU, so that any device gets the same.
+    """
+    args = speed.Args(**config["speed"])
+    script, run, _, facts = speed.build(args, config["own"])
+    if config["given"]:
+        fields = config["speed"] | {"device": "cpu", "execution": ["eager"]}
+        twin = speed.build(speed.Args(**fields), config["own"])[1]
+        run.batch = lambda: {k: v.to(run.device) for k, v in twin.batch().items()}
+    curves, clock = {}, time.perf_counter()
+    for _ in range(config["blocks"]):
+        run.advance(config["block"])
+        for name, values in run.means().items():
+            curves.setdefault(name, []).append(values.tolist())
+    return facts | {"curves": curves, "seconds": time.perf_counter() - clock}
+
+
+def difference(one: dict, other: dict) -> list[float]:
+    """Largest relative difference of two `curves` in each block."""
+    blocks = zip(*(zip(one[name], other[name], strict=True) for name in sorted(one)), strict=True)
+    return [max(abs(a - b) / max(1, abs(a)) for mine, its in block
+                for a, b in zip(mine, its, strict=True)) for block in blocks]
+
+
+def compare(args: Args, clock: Clock, report: dict) -> None:
+    """Fill report["comparisons"] until the budget ends."""
+    block = max(20, args.updates // 10 // 20 * 20)  # whole graphs, whole turns
+    few = max(2, args.updates // 5 // 20)
+    scripts = args.scripts or tuple(name for name, _ in CHECKED)
+    for script, own in [pair for pair in CHECKED if pair[0] in scripts]:
+        fields = {"script": [script], "task": args.task, "num_seeds": [2], "precision": ["fp32"],
+                  "rows": args.rows}
+        given = {"own": own, "given": True, "block": 20, "blocks": few}
+        drawn = {"own": own, "given": False, "block": block,
+                 "blocks": math.ceil(args.updates / block)}
+        on = lambda device, way: {"speed": fields | {"device": device, "execution": [way]}}
+        pairs = [("cpu and " + args.device, given | on("cpu", "eager"),
+                  given | on(args.device, "eager"))]
+        pairs += [(f"eager and {way}", drawn | on(args.device, "eager"),
+                   drawn | on(args.device, way)) for way in args.execution if way != "eager"]
+        known = {}
+        for name, *configs in pairs:
+            title = " ".join([script, *own, name])
+            if clock.left() < 20:
+                report["skipped"].append(title)
+                continue
+            found = []
+            for config in configs:
+                key = json.dumps(config)
+                if key not in known:
+                    known[key] = child("--losses", config, clock)
+                found.append(known[key])
+            wrong = [answer for answer in found if "error" in answer]
+            entry = {"what": title, "updates": configs[0]["block"] * configs[0]["blocks"]}
+            if wrong:
+                entry |= {"agree": False, "error": wrong[0]["error"]}
+            else:
+                parts = difference(*(answer["curves"] for answer in found))
+                first = max(parts[:max(1, len(parts) // 10)])
+                entry |= {"differences": parts, "first": first, "largest": max(parts),
+                          "agree": first <= NEAR and max(parts) <= FAR,
+                          "seconds": [answer["seconds"] for answer in found],
+                          "curves": [answer["curves"] for answer in found]}
+            report["comparisons"].append(entry)
+            say(f"{'agree' if entry['agree'] else 'DIFFER':6} {title}: " + (
+                entry["error"] if wrong else f"{entry['first']:.1e} in the first updates, "
+                f"{entry['largest']:.1e} in {entry['updates']}"))
+
+
+def child(word: str, config: dict, clock: Clock) -> dict:
+    """The answer of this file in a process of its own, or {"error": its last words}."""
+    try:
+        done = subprocess.run([sys.executable, __file__, word, json.dumps(config)], text=True,
+                              capture_output=True, timeout=max(1, clock.left()))
+    except subprocess.TimeoutExpired:
+        return {"error": "the budget ended"}
+    if done.returncode == 0:
+        return json.loads(done.stdout)
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or ["without a word"]
+    return {"error": f"code {done.returncode}: {lines[-1][:300]}", "log": done.stderr[-4_000:]}
+
+
+def check(args: Args, clock: Clock) -> bool:
+    """Part one; writes check.json and says whether all agreed."""
+    report = {"machine": speed.machine(torch.device(args.device)), "commit": speed.commit(),
+              "date": time.strftime("%F"), "comparisons": [], "skipped": []}
+    say(report["machine"])
+    tests = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-k",
+             "captured or cuda", ROOT / "tests" / "test_por.py", ROOT / "tests" / "test_gpu.py"]
+    if args.device != "cpu" and clock.left() > 60:
+        code = call(tests, clock, args.work / "tests.log", cwd=ROOT)
+        report["tests"] = {"code": code,
+                           "end": (args.work / "tests.log").read_text()[-3_000:]}
+        say(f"tests that need CUDA: code {code}")
+    try:
+        compare(args, clock, report)
+    finally:
+        speed.write(args.work / "check.json", json.dumps(report, indent=1) + "\n")
+    if report["skipped"]:
+        say(f"no time left for {', '.join(report['skipped'])}")
+    return (all(entry["agree"] for entry in report["comparisons"])
+            and report.get("tests", {"code": 0})["code"] in (0, None))
+
+
+# ---- Speed
+
+def measure(args: Args, clock: Clock) -> None:
+    """Part two; the file of numbers holds whatever has been measured."""
+    kind = torch.device(args.device).type
+    numbers = {"command": "python benchmarks/gpu.py --parts speed", "commit": speed.commit(),
+               "machine": speed.machine(torch.device(args.device)), "date": time.strftime("%F"),
+               "load": os.getloadavg()[0], "task": args.task, "phase": "train", "repeats": 5,
+               "eval_episodes": 10, "rows": []}
+    path = args.work / "results" / "speed" / f"{speed.PREFIX}{kind}-{args.task}.json"
+    if path.exists():  # an earlier call's: go on with it
+        numbers["rows"] = json.loads(path.read_text())["rows"]
+    key = lambda row: tuple(row[k] for k in ("script", "seeds", "asked", "asked_precision"))
+    known = {key(row) for row in numbers["rows"]}
+    say(speed.heading())
+    wanted = dict.fromkeys(  # on a CPU capture becomes compile, once
+        (script, count, way if kind == "cuda" or way != "capture" else "compile", precision)
+        for names, seeds, way, precision in TIMED for count in seeds for script in names)
+    for way in wanted:
+        script, count, execution, precision = way
+        left_out = args.scripts and script not in args.scripts
+        if left_out or execution not in args.execution or way in known:
+            continue
+        if clock.left() < 45:
+            say(f"no time left for {script}, {count} seeds, {execution}, {precision}")
+            continue
+        config = speed.Args(script=(script,), task=args.task, num_seeds=(count,),
+                            execution=(execution,), precision=(precision,), device=args.device,
+                            updates=args.timed_updates, warmup=100, rows=args.rows)
+        answer = child("--measure", asdict(config), clock)
+        if "error" in answer:
+            say(f"{script}, {count} seeds, {execution}, {precision}: {answer['error']}")
+            continue
+        row = {"script": script, "options": "", "seeds": count, "eval_every": 5_000,
+               "asked": execution, "asked_precision": precision} | answer
+        del row["machine"]
+        numbers["rows"].append(row)
+        speed.write(path, json.dumps(numbers, indent=1) + "\n")
+        say(speed.table_row(row))
+    say("\n".join(verdicts(numbers["rows"])))
+
+
+def verdicts(rows: list[dict]) -> list[str]:
+    """The aims beside what was measured, of the fastest execution in the scripts' own precision."""
+    best, lines = {}, []
+    for row in rows:
+        if row["asked_precision"] == "auto":
+            at = row["script"], row["seeds"]
+            best[at] = min(best.get(at, math.inf), speed.per_update(row))
+    for script, seconds in AIMS.items():
+        one, ten = best.get((script, 1)), best.get((script, 10))
+        if one:
+            lines.append(f"{script}: a million updates of one seed in {1_000 * one:.0f} s, aim "
+                         f"{seconds} s: {'met' if 1_000 * one <= seconds else 'missed'}")
+        if one and ten:
+            lines.append(f"{script}: ten seeds take {ten / one:.2f} times the time of one, aim 2: "
+                         + ("met" if ten <= 2 * one else "missed"))
+    return lines
+
+
+# ---- Train
+
+def train(args: Args, own: list[str], clock: Clock) -> list[Path]:
+    """Part three; returns the results that are there of the wanted trainings."""
+    results = []
+    for name in args.datasets:
+        try:
+            dataset = dataset_of(name, args.steps)
+        except SystemExit as error:  # no weights, and no network to fetch D4RL's
+            say(f"{name} cannot be built: {str(error).splitlines()[0]}")
+            continue
+        grid = run.Args(algorithms=args.scripts or ("iql", "td3_bc", "por", "bc", "spot"),
+                        datasets=(dataset,), num_seeds=args.num_seeds,
+                        num_updates=args.num_updates, runs=args.work / "grid",
+                        results=args.results, jobs=len(args.scripts) or 5)
+        cells = run.plan(grid, own, known=lambda: [dataset])
+        missing = [cell for cell in cells if not run.is_done(cell)]
+        if missing and clock.left() > STOP + 60:
+            build_and_train(name, grid, own, clock, args)
+        elif missing:
+            say(f"no time left for {name}: {', '.join(cell.name for cell in missing)}")
+        results += [cell.result for cell in cells if run.is_done(cell)]
+    return results
+
+
+def dataset_of(name: str, steps: int | None) -> str:
+    """The id that collect.py gives its dataset. Raises SystemExit if a policy is not there."""
+    recipe = recipes.RECIPES[recipes.find_recipe(name)[0]]
+    stages = [collect.load_collectors(recipe, source, collect.HERE / "behavior")[0]
+              for source in recipe.behavior]
+    most = stages[0][-1][1] or recipe.steps  # a training behind snapshots may have been shorter
+    return recipes.dataset_id(recipe, steps or min(recipe.steps, most))
+
+
+def build_and_train(name: str, grid: run.Args, own: list[str], clock: Clock, args: Args) -> None:
+    """The dataset, if it is not there, and the trainings on it."""
+    size = ["--steps", str(args.steps)] * bool(args.steps)
+    log = args.work / f"collect-{name}.log"
+    began = time.monotonic()
+    code = call([sys.executable, ROOT / "benchmarks" / "collect.py", name, *size], clock, log)
+    if code != 0:  # it says so itself if the dataset is there already
+        last = [line for line in log.read_text().splitlines() if line.strip()][-1]
+        return say(f"{name} was not built (code {code}): {last[:300]}")
+    say(f"{name} is there after {time.monotonic() - began:.0f} s")
+    words = [sys.executable, ROOT / "benchmarks" / "run.py", "--algorithms", *grid.algorithms,
+             "--datasets", *grid.datasets, "--num-seeds", grid.num_seeds, "--num-updates",
+             grid.num_updates, "--jobs", grid.jobs, "--runs", grid.runs, "--results", grid.results,
+             "--", "--device", args.device, *own]
+    shorter = Clock(clock.left() - STOP)
+    code = call(words, shorter, args.work / f"grid-{name}.log")
+    for line in (args.work / f"grid-{name}.log").read_text().splitlines()[-len(grid.algorithms):]:
+        say(f"  {line[:300]}")
+    if code is None:
+        say(f"the budget ended before {name}; the same command goes on with it")
+
+
+# ---- The command
+
+def pack(args: Args, results: list[Path]) -> Path:
+    """One archive of numbers, results and logs, whole or not at all."""
+    args.out.mkdir(parents=True, exist_ok=True)
+    path = args.out / "gpu.tar.gz"
+    part = path.with_name(path.name + ".tmp")
+    files = [*args.work.glob("*.json"), *args.work.glob("*.log"),
+             *args.work.glob("grid/*/log.txt"), *args.work.glob("results/speed/*.json")]
+    with tarfile.open(part, "w:gz") as archive:
+        for file in files:
+            archive.add(file, file.relative_to(args.work))
+        for file in results:
+            archive.add(file, Path("results", file.name))
+    part.rename(path)
+    return path
+
+
+def refuse(args: Args) -> None:
+    """What cannot be done, in one line, before anything starts."""
+    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if absent:
+        raise SystemExit(f"not installed here: {', '.join(absent)}. Without a network: pip "
+                         "download them elsewhere for this Python, then pip install --no-index "
+                         "--find-links FOLDER")
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        raise SystemExit(f"--device {args.device}: PyTorch {torch.__version__} sees no GPU here; "
+                         "--device cpu rehearses")
+    for name in ("budget_seconds", "updates", "rows", "timed_updates", "num_seeds", "num_updates"):
+        if getattr(args, name) < 1:
+            raise SystemExit(f"--{name.replace('_', '-')} must be at least 1")
+    known = {path.stem for path in speed.ALGORITHMS.glob("*.py")}
+    if bad := [name for name in args.scripts if name not in known]:
+        raise SystemExit(f"--scripts {bad[0]}: no such script; there are "
+                         f"{', '.join(sorted(known))}")
+    if args.task not in speed.TASKS:
+        raise SystemExit(f"--task {args.task}: choose one of {', '.join(speed.TASKS)}")
+    for name in args.datasets:
+        recipes.find_recipe(name)  # ends the program if there is none
+
+
+def main(words: list[str] | None = None) -> None:
+    words = sys.argv[1:] if words is None else words
+    if words[:1] in (["--losses"], ["--measure"]):  # a child
+        config = json.loads(words[1])
+        with contextlib.redirect_stdout(sys.stderr):
+            answer = losses(config) if words[0] == "--losses" else speed.measure(
+                speed.Args(**config), [])
+        return print(json.dumps(answer))
+    split = words.index("--") if "--" in words else len(words)
+    words, own = words[:split], words[split + 1:]
+    args = tyro.cli(Args, args=words, description=__doc__)
+    clock = Clock(args.budget_seconds)
+    refuse(args)
+    socket.setdefaulttimeout(20)  # a machine without network must not wait for D4RL's server
+    if args.device == "cpu":
+        args.execution = tuple(way for way in args.execution if way != "capture")
+    args.work.mkdir(parents=True, exist_ok=True)
+    agreed, results = True, []
+    try:
+        if "check" in args.parts:
+            agreed = check(args, clock)
+        if "speed" in args.parts:
+            measure(args, clock)
+        if "train" in args.parts:
+            results = train(args, own, clock)
+    finally:  # whatever happened, bring home what there is
+        say(f"all of it in {pack(args, results)}, {clock.left():.0f} s of the budget left")
+    if not agreed:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

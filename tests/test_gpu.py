@@ -1,0 +1,254 @@
+"""Tests of what a GPU would be trusted with: updates that a CUDA graph can record, and the command
+that measures there (benchmarks/gpu.py), rehearsed on a CPU.
+
+    python -m pytest tests/test_gpu.py
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+sys.path.insert(0, str(BENCHMARKS))
+
+import gpu  # noqa: E402
+import speed  # noqa: E402
+
+NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+TINY = ["--hidden", "8", "--batch-size", "4"]
+SCRIPTS = pytest.mark.parametrize("script, own", [
+    (script, [*own, *TINY]) for script, own in gpu.CHECKED], ids=lambda value: str(value[:12]))
+
+
+# ---- Updates
+
+class Watch(TorchDispatchMode):
+    """Notes what a CUDA graph cannot record: an operation whose result the host must know, and a
+    tensor that is made of nothing, which would be on the host or be copied from there."""
+
+    WAITS = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "_unique2",
+             "unique_dim", "repeat_interleave.Tensor"}
+    # a scalar beside the condition of where(), made where the condition is; the profiler's marks
+    FINE = {"scalar_tensor", "_record_function_enter_new", "_record_function_exit"}
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [x for x in tree_leaves((args, kwargs or {})) if isinstance(x, torch.Tensor)]
+        name = func._schema.name.partition("::")[2]
+        mask = name.startswith("index") and any(x.dtype == torch.bool for x in tensors[1:])
+        if self.WAITS & {name, f"{name}.{func._overloadname}"} or mask:
+            self.found.add(f"waits: {name}")
+        if (not tensors or name == "lift_fresh") and name not in self.FINE:
+            self.found.add(f"made: {name}")
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("code, found", [
+    (lambda x: x.sum().item(), "waits: _local_scalar_dense"),
+    (lambda x: 1 if x.sum() > 0 else 2, "waits: _local_scalar_dense"),
+    (lambda x: x[x > 0], "waits: index"), (lambda x: x * torch.tensor(2.0), "made: lift_fresh"),
+    (lambda x: x + torch.zeros(3), "made: zeros"), (lambda x: x.nonzero(), "waits: nonzero"),
+    (lambda x: x.repeat_interleave(torch.ones_like(x).long()), "waits: repeat_interleave")])
+def test_the_watch_sees_what_a_graph_cannot_record(code, found):
+    with Watch() as watch:
+        code(torch.ones(3))
+    assert found in watch.found
+
+
+def build(script: str, own: list[str], execution: str = "eager"):
+    """A small run of two seeds."""
+    return speed.build(speed.Args(script=(script,), num_seeds=(2,), rows=2_000, threads=1,
+                                  device="cpu", execution=(execution,)), own)[1]
+
+
+def phases(run):
+    """Number and updates of each phase, but the online one, which steps environments."""
+    return [(number, updates) for number, (name, _, *updates) in enumerate(run.agent.phases)
+            if name != "online"]
+
+
+@SCRIPTS
+def test_an_update_leaves_the_host_alone(script, own, isolated):
+    run = build(script, own)
+    for number, updates in phases(run):
+        run.phase = number
+        run.begin()
+        run.advance(2 * len(updates))  # the optimisers make their state
+        for turn in range(len(updates)):
+            with Watch() as watch:
+                run.once(turn)
+            assert watch.found <= {"made: randint", "made: randn"}  # from generators of the device
+
+
+@SCRIPTS
+def test_nothing_is_compiled_after_the_first_updates(script, own, isolated, monkeypatch):
+    """Run.advance records a graph after five updates: compiling then would break the recording."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    run, graphs = build(script, own, "compile"), []
+    for number, _ in phases(run):
+        run.phase, run.step = number, 0
+        run.begin()
+        for updates in (5, 20):
+            run.advance(updates)
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0::2] == graphs[1::2] and graphs[0] > 0
+
+
+@NEEDS_CUDA
+@SCRIPTS
+def test_captured_losses_are_the_eager_ones(script, own, isolated):
+    config = {"own": own, "given": False, "blocks": 4, "block": 100}
+    curves = [gpu.losses(config | {"speed": {
+        "script": [script], "num_seeds": [2], "rows": 2_000, "device": "cuda",
+        "precision": ["fp32"], "execution": [way]}})["curves"] for way in ("eager", "capture")]
+    differences = gpu.difference(*curves)
+    assert differences[0] <= gpu.NEAR and max(differences) <= gpu.FAR
+
+
+@NEEDS_CUDA
+@SCRIPTS
+def test_losses_on_cuda_are_those_on_the_cpu(script, own, isolated):
+    config = {"own": own, "given": True, "blocks": 4, "block": 20}
+    curves = [gpu.losses(config | {"speed": {
+        "script": [script], "num_seeds": [2], "rows": 2_000, "device": device,
+        "precision": ["fp32"], "execution": ["eager"]}})["curves"] for device in ("cpu", "cuda")]
+    assert max(gpu.difference(*curves)) <= gpu.NEAR
+
+
+# ---- The command
+
+def command(folder: Path, *words) -> subprocess.CompletedProcess:
+    """benchmarks/gpu.py with a folder's own datasets, results and archive, tiny settings."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MINARI_DATASETS_PATH": str(folder / "minari")}
+    tiny = ["--device", "cpu", "--execution", "eager", "--scripts", "iql", "--updates", "40",
+            "--rows", "2000", "--timed-updates", "2", "--datasets", "hopper-medium", "--steps",
+            "1500", "--num-seeds", "2", "--num-updates", "20", "--out", folder / "out", "--work",
+            folder / "work", "--results", folder / "results"]
+    own = ["--eval-every", "20", "--eval-episodes", "1", "--final-eval-episodes", "1", *TINY]
+    return subprocess.run([sys.executable, BENCHMARKS / "gpu.py", *map(str, [*tiny, *words]), "--",
+                           *own], env=env, text=True, capture_output=True)
+
+
+def test_a_rehearsal_brings_everything_home_and_goes_on(tmp_path):
+    first = command(tmp_path, "--budget-seconds", "3000")
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "agree  iql cpu and cpu: 0.0e+00" in first.stdout
+    with tarfile.open(tmp_path / "out/gpu.tar.gz") as archive:
+        names = {*archive.getnames()}
+        check = json.load(archive.extractfile("check.json"))
+        numbers = json.load(archive.extractfile("results/speed/ours-cpu-halfcheetah.json"))
+        result = next(name for name in names if name.startswith("results/iql-rebuilt-hopper"))
+        result = json.load(archive.extractfile(result))
+    assert check["comparisons"][0]["agree"] and not check["skipped"]
+    assert [(row["script"], row["seeds"]) for row in numbers["rows"]] == [("iql", 1), ("iql", 10)]
+    assert "iql: a million updates of one seed in" in first.stdout
+    assert "iql: ten seeds take" in first.stdout and speed.table(numbers)
+    assert result["finished"] and result["step"] == 20 and len(result["seeds"]) == 2
+    assert {"collect-hopper-medium.log", "grid-hopper-medium.log"} <= names
+    assert any(name.startswith("grid/iql-") and name.endswith("log.txt") for name in names)
+    assert not [*tmp_path.rglob("*.tmp")]
+
+    again = command(tmp_path, "--parts", "speed", "train", "--budget-seconds", "3000")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "\n| iql" not in again.stdout and "is there after" not in again.stdout  # all was done
+    with tarfile.open(tmp_path / "out/gpu.tar.gz") as archive:
+        assert {*archive.getnames()} == names
+
+
+def test_nothing_begins_without_time(tmp_path):
+    done = command(tmp_path, "--budget-seconds", "5")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for what in ("iql cpu and cpu", "iql, 1 seeds, eager, auto", "hopper-medium: iql-rebuilt"):
+        assert f"no time left for {what}" in done.stdout
+    assert (tmp_path / "out/gpu.tar.gz").exists() and not (tmp_path / "minari").exists()
+
+
+def test_what_the_budget_ends_is_asked_to_stop_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "STOP", 5)
+    code = ("import signal, sys, time, pathlib; signal.signal(signal.SIGTERM, lambda *_: sys.exit("
+            f"pathlib.Path({str(tmp_path / 'saved')!r}).write_text('x'))); print('on', flush=True);"
+            " time.sleep(60)")
+    clock, began = gpu.Clock(1.5), time.monotonic()
+    assert gpu.call([sys.executable, "-c", code], clock, tmp_path / "log") is None
+    assert (tmp_path / "saved").exists() and time.monotonic() - began < 6
+    assert (tmp_path / "log").read_text().endswith("on\n")
+    assert gpu.call([sys.executable, "-c", "raise SystemExit(3)"], gpu.Clock(60),
+                    tmp_path / "log") == 3
+
+
+def test_the_difference_is_relative_by_block_and_the_largest():
+    one = {"a": [[1.0, 100.0], [2.0, 200.0]], "b": [[0.0, 0.5], [0.0, 0.0]]}
+    other = {"a": [[1.0, 101.0], [2.0, 200.0]], "b": [[0.0, 0.5], [0.0, 0.25]]}
+    assert gpu.difference(one, one) == [0, 0]
+    assert gpu.difference(one, other) == pytest.approx([0.01, 0.25])
+    with pytest.raises(ValueError):
+        gpu.difference(one, {"a": one["a"][:1], "b": one["b"]})
+
+
+@pytest.mark.parametrize("late, agrees", [
+    (0.0, True), (0.9 * gpu.FAR, True), (1.1 * gpu.FAR, False)])
+def test_updates_that_differ_fail_the_check(tmp_path, monkeypatch, late, agrees):
+    def child(word, config, clock):
+        (way,) = config["speed"]["execution"]
+        curve = [[1.0, 1.0]] * 9 + [[1.0, 1.0 + late * (way == "compile")]]
+        return {"curves": {"loss": curve}, "seconds": 1.0}
+
+    monkeypatch.setattr(gpu, "child", child)
+    args = gpu.Args(out=tmp_path, work=tmp_path, device="cpu", execution=("eager", "compile"),
+                    scripts=("iql",))
+    assert gpu.check(args, gpu.Clock(100)) is agrees
+    entries = json.loads((tmp_path / "check.json").read_text())["comparisons"]
+    assert [entry["agree"] for entry in entries] == [True, agrees]
+
+
+def test_an_update_that_fails_is_told_and_fails_the_check(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "child", lambda *_: {"error": "code 1: no such operation"})
+    args = gpu.Args(out=tmp_path, work=tmp_path, device="cpu", scripts=("bc",))
+    assert not gpu.check(args, gpu.Clock(100))
+    assert "DIFFER bc cpu and cpu: code 1: no such operation" in capsys.readouterr().out
+
+
+def test_verdicts_take_the_fastest_execution():
+    row = {"asked_precision": "auto", "updates": 1_000}
+    lines = gpu.verdicts([
+        row | {"script": "iql", "seeds": 1, "seconds": [0.1]},
+        row | {"script": "iql", "seeds": 1, "seconds": [0.2]},
+        row | {"script": "iql", "seeds": 10, "seconds": [0.3]},
+        row | {"script": "iql", "seeds": 1, "seconds": [0.01], "asked_precision": "bf16"},
+        row | {"script": "por", "seeds": 1, "seconds": [0.2]}])
+    assert lines == ["iql: a million updates of one seed in 100 s, aim 120 s: met",
+                     "iql: ten seeds take 3.00 times the time of one, aim 2: missed",
+                     "por: a million updates of one seed in 200 s, aim 180 s: missed"]
+
+
+@pytest.mark.parametrize("words, complaint", [
+    (["--device", "cuda"], "sees no GPU here"), (["--updates", "0"], "--updates must be at least"),
+    (["--scripts", "dt"], "--scripts dt: no such script"), (["--task", "chess"], "choose one of"),
+    (["--datasets", "chess-medium"], "unknown dataset 'chess-medium'")])
+def test_gpu_says_what_is_wrong(words, complaint, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        gpu.main(["--out", str(tmp_path / "out"), "--device", "cpu", *words])
+    assert complaint in str(stop.value) and "\n" not in str(stop.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "NEEDED", ("json", "not_there"))
+    with pytest.raises(SystemExit, match="not installed here: not_there"):
+        gpu.main(["--out", str(tmp_path / "out"), "--device", "cpu"])
