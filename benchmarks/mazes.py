@@ -37,6 +37,8 @@ but their script's default is DFS, and only with it our episodes are as long as 
 trajectory per shard is cut into episodes (truncations) where a goal is reached, with the only
 reward. Observations are flattened as by FlattenObservation: achieved goal, desired goal,
 observation. Unlike Minari's, an episode's first observation shows the new goal, not the last one.
+`umaze-noisy` is a worse policy of our own: the same with noise of deviation 10, as large as the
+controller's force at the distance of a cell; it takes three times as long to a goal.
 """
 
 import sys
@@ -77,6 +79,7 @@ ANT_RECIPES = {
 }
 # Environment, its time limit, and the cell of the only goal in Minari's evaluation maps
 POINT_RECIPES = {"pointmaze-umaze": ("PointMaze_UMaze-v3", 300, (1, 1)),
+                 "pointmaze-umaze-noisy": ("PointMaze_UMaze-v3", 300, (1, 1)),
                  "pointmaze-medium": ("PointMaze_Medium-v3", 600, (6, 6)),
                  "pointmaze-large": ("PointMaze_Large-v3", 800, (7, 9))}
 RECIPES = [*ANT_RECIPES, *POINT_RECIPES]
@@ -250,7 +253,7 @@ def point_spec(recipe_name: str) -> EnvSpec:
     It is named by its class, so nobody needs to register it. The mazes are those of the ants.
     """
     env_id, steps, _ = POINT_RECIPES[recipe_name]
-    rows = MAZES[recipe_name.removeprefix("pointmaze-")][0].split()
+    rows = MAZES[recipe_name.split("-")[1]][0].split()
     return EnvSpec(env_id, "gymnasium_robotics.envs.maze.point_maze:PointMazeEnv",
                    max_episode_steps=steps, kwargs={
                        "maze_map": [[int(c == "#") for c in row] for row in rows],
@@ -289,6 +292,7 @@ def point_episodes(recipe_name: str, seed: list[int], steps: int) -> list[dict]:
     env_seed = int(sequence.generate_state(1)[0])
     rng = np.random.default_rng(sequence.spawn(1)[0])
     episodes, total, state = [], 0, env.reset(seed=env_seed)[0]["observation"]
+    deviation = 10 if recipe_name.endswith("-noisy") else 0.5
     where = lambda xy: tuple(int(i) for i in env.maze.cell_xy_to_rowcol(xy))
 
     def place(cell: tuple) -> np.ndarray:
@@ -308,7 +312,8 @@ def point_episodes(recipe_name: str, seed: list[int], steps: int) -> list[dict]:
             if cell != goal_cell and np.linalg.norm(waypoint - state[:2]) <= 0.1:
                 cell = after[cell]
                 waypoint = place(cell)
-            action = 10 * (waypoint - state[:2]) - state[2:] + 0.5 * rng.standard_normal(2)
+            noise = deviation * rng.standard_normal(2)
+            action = 10 * (waypoint - state[:2]) - state[2:] + noise
             actions.append(np.clip(action, -1, 1).astype(np.float32))
             observation, _, _, _, info = env.step(actions[-1])
             state, reached = observation["observation"], info["success"]

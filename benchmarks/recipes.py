@@ -143,8 +143,8 @@ RECIPES = _mujoco("hopper") | {
                  "large-diverse")} | {
     # as many as D4RL's maze2d
     f"pointmaze-{kind}": _maze(f"pointmaze-{kind}", f"PointMaze_{word}-v3", steps)
-    for kind, word, steps in (("umaze", "UMaze", 1_000_000), ("medium", "Medium", 2_000_000),
-                              ("large", "Large", 4_000_000))}
+    for kind, word, steps in (("umaze", "UMaze", 1_000_000), ("umaze-noisy", "UMaze", 1_000_000),
+                             ("medium", "Medium", 2_000_000), ("large", "Large", 4_000_000))}
 
 
 # ---------------------------------------------------------------------------------------------
