@@ -199,19 +199,17 @@ import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-D4RL_FILES = dict(  # half of their SHA-256 (from the d4rl builders of TensorFlow Datasets)
-    halfcheetah="""random 25407aef85b5d16c0f36b4149341edb4 medium 41324e8487a9556d8cfa4538827f8937
-    medium-replay 48d494a4770c11f48260736dec090b78 medium-expert 015db75dae5bbe8e94029b71fa0bafc2
-    expert d9fe53bb994eb1e20a99b4fa3412cd76 full-replay 27fdf7ea86e5a2cbd24d611ae9e703c8""",
-    hopper="""random 63103ef7059db4c0819bd054f4e83ff3 medium 5bdf1bc4a713c82941de44633df669b3
-    medium-replay e121c5f7c9857a307baa9edc6a2c3b48 medium-expert 9d51ad87f8c905be3880d84c6140bcdb
-    expert 01aa219a5f8eea5e639eccdc636ec2bf full-replay 56baf95963c51c1e964049a974566c50""",
-    walker2d="""random 4e863bb6090cf4a461548bd470564b32 medium cf00f43add04c17fdfc2958dd581dea0
-    medium-replay e75de96a4f77acf7d4e0d6fdf0d7ccb1 medium-expert 6b8d7f868c45bbaedf460be797fb7271
-    expert 2985dc3d436a8baa10e8f43f946fe1d7 full-replay f2720f9d27b2acef6ec9a7d9ad3b80b6""")
+# By kind and environment, the first 96 bits of the SHA-256 (d4rl builders of TensorFlow Datasets)
+D4RL_FILES = """random 25407aef85b5d16c0f36b414 63103ef7059db4c0819bd054 4e863bb6090cf4a461548bd4
+medium        41324e8487a9556d8cfa4538 5bdf1bc4a713c82941de4463 cf00f43add04c17fdfc2958d
+medium-replay 48d494a4770c11f48260736d e121c5f7c9857a307baa9edc e75de96a4f77acf7d4e0d6fd
+medium-expert 015db75dae5bbe8e94029b71 9d51ad87f8c905be3880d84c 6b8d7f868c45bbaedf460be7
+expert        d9fe53bb994eb1e20a99b4fa 01aa219a5f8eea5e639eccdc 2985dc3d436a8baa10e8f43f
+full-replay   27fdf7ea86e5a2cbd24d611a 56baf95963c51c1e964049a9 f2720f9d27b2acef6ec9a7d9"""
 D4RL_FILES = {
     f"{env}-{kind}-v2": (f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5", sha256)
-    for env, text in D4RL_FILES.items() for kind, sha256 in re.findall(r"(\S+) (\S+)", text)}
+    for kind, *row in map(str.split, D4RL_FILES.splitlines())
+    for env, sha256 in zip(("halfcheetah", "hopper", "walker2d"), row)}
 D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
 # Environment and the returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py).
@@ -372,9 +370,9 @@ MAZES = {  # walls #, goal G, start: the first free cell (D4RL, d4rl/locomotion/
     "medium": ("######## #..##..# #..#...# ##...### #..#...# #.#..#.# #...#.G# ########", "big"),
     "large": ("############ #....#.....# #.##.#.#.#.# #......#...# #.####.###.# #..#.#.....# "
               "##.#.#.#.### #..#...#.G.# ############", "hardest")}
-ANTMAZES = """umaze 5ef15257771c50ef4d23c7de001750e9 umaze-diverse c771dd63963cd7d9f55f24a6d809064f
-medium-play c9fec1c1daad97c71d61bd47f4ccc9f7 medium-diverse ad9dcbac05d1f8744a7a216083f51366
-large-play 6d353df2457829925d7f9d4b02155874 large-diverse 84f775eb7956ea9cc766704710dc520a"""
+ANTMAZES = """umaze 5ef15257771c50ef4d23c7de umaze-diverse c771dd63963cd7d9f55f24a6
+medium-play c9fec1c1daad97c71d61bd47 medium-diverse ad9dcbac05d1f8744a7a2160
+large-play 6d353df2457829925d7f9d4b large-diverse 84f775eb7956ea9cc7667047"""
 D4RL_FILES |= {f"antmaze-{kind}-v2": (
     f"ant_maze_v2/Ant_maze_{MAZES[kind.split('-')[0]][1]}-maze_noisy_multistart_{kind != 'umaze'}_"
     f"multigoal_{'diverse' in kind}_sparse_fixed.hdf5", sha256)
