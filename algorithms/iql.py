@@ -362,8 +362,7 @@ def make_env(task: dict) -> gym.Env:
     env = gym.make(spec or task["env_id"], disable_env_checker=True)
     return gym.wrappers.FlattenObservation(env)
 
-from xml.etree import ElementTree
-from gymnasium.envs.mujoco import MujocoEnv
+from gymnasium.envs.mujoco.ant_v5 import AntEnv
 
 MAZES = {  # walls #, goal G, start: the first free cell (D4RL, d4rl/locomotion/maze_env.py)
     "umaze": ("##### #...# ###.# #G..# #####", "u"),  # and its name in D4RL's files
@@ -379,39 +378,34 @@ D4RL_FILES |= {f"antmaze-{kind}-v2": (
     for kind, sha256 in re.findall(r"(\S+) (\S+)", ANTMAZES)}
 D4RL_ENVS |= {f"antmaze-{maze}": (f"AntMaze-{maze}-v2", 0.0, 1.0) for maze in MAZES}
 
-class AntMaze(MujocoEnv):
+class AntMaze(AntEnv):
     """D4RL's antmaze-*-v2 (ant.py, maze_env.py): Gymnasium's ant with another time step, contacts
     and motors. Cells are 4 m wide. Observations (29,): x, y from the start, other positions,
     velocities, not the goal."""
 
-    metadata = dict(render_modes=["human", "rgb_array", "depth_array", "rgbd_tuple"], render_fps=10)
-
     def __init__(self, maze: str, **kwargs):
         self.maze = np.array([[*row] for row in MAZES[maze][0].split()])
-        box = gym.spaces.Box(-np.inf, np.inf, (29,), np.float64)
-        super().__init__("ant.xml", frame_skip=5, observation_space=box, **kwargs)
+        super().__init__(default_camera_config=None, include_cfrc_ext_in_observation=False,
+                         exclude_current_positions_from_observation=False, **kwargs)
+        gym.utils.EzPickle.__init__(self, maze, **kwargs)  # a copy begins anew, as Gymnasium's do
         self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)
 
     def _initialize_simulation(self):
-        root = ElementTree.parse(self.fullpath).getroot()
-        root.find("option").set("timestep", "0.02")
-        root.find("default/geom").set("solimp", ".8 .8 .01")
-        for motor in root.iter("motor"):
-            motor.attrib |= {"ctrlrange": "-30 30", "gear": "1"}
-        for i, j in np.argwhere(self.maze == "#"):
-            ElementTree.SubElement(root.find("worldbody"), "geom", {
-                "type": "box", "size": "2 2 1", "pos": f"{4 * j - 4} {4 * i - 4} 1",
-                "conaffinity": "1", "rgba": ".7 .5 .3 1"})
-        model = mujoco.MjModel.from_xml_string(ElementTree.tostring(root, "unicode"))
+        wall = '<geom type="box" size="2 2 1" pos="{} {} 1" conaffinity="1" rgba=".7 .5 .3 1"/>'
+        walls = "".join(wall.format(4 * j - 4, 4 * i - 4) for i, j in np.argwhere(self.maze == "#"))
+        xml = Path(self.fullpath).read_text().replace("</worldbody>", walls + "</worldbody>")
+        model = mujoco.MjModel.from_xml_string(xml)
+        model.opt.timestep = 0.02
+        model.geom_solimp[:, :3] = 0.8, 0.8, 0.01
+        model.actuator_ctrlrange[:] = -30, 30
+        model.actuator_gear[:, 0] = 1
         return model, mujoco.MjData(model)
 
     def reset_model(self):
         uniform, (row, column) = self.np_random.uniform, np.argwhere(self.maze == "G")[0]
         # not around the cell's centre: D4RL adds both of its noises on one side
         self.goal = [4 * column - 4, 4 * row - 4] + uniform(0, 1, 2) + uniform(0, 0.5, 2)
-        qpos = self.init_qpos + uniform(-0.1, 0.1, self.model.nq)
-        self.set_state(qpos, self.init_qvel + 0.1 * self.np_random.standard_normal(self.model.nv))
-        return self.state_vector()
+        return super().reset_model()
 
     def step(self, action):
         self.do_simulation(30 * np.clip(action, -1, 1), self.frame_skip)
