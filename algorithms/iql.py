@@ -96,15 +96,14 @@ class MLP(nn.Module):
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
-        *hidden, (last_bias, last_weight) = zip(self.biases, self.weights)
+        *hidden, (b, w) = zip(self.biases, self.weights)
         for i, (bias, weight) in enumerate(hidden):
             x = torch.baddbmm(bias, x, weight)
             if len(self.gains):
                 x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
             x = F.relu(x)
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
-            return torch.baddbmm(last_bias, x.to(last_weight), last_weight).unflatten(
-                0, (-1, self.heads))
+            return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
 class GaussianActor(nn.Module):
     """Diagonal Gaussian pi(a|s) around a mean inside the bounds, one deviation per dimension."""
@@ -626,10 +625,9 @@ class OnlineRun(Run):
     def use(self, rows: dict) -> None:
         """The dataset, and room for each seed's own steps."""
         super().use(rows)
-        (self.shared, width), self.room = self.table.shape, self.args.online_steps or 0
-        own = torch.zeros(len(self.seeds) * self.room, width, device=self.device)
-        self.table = torch.cat([self.table, own])
-        self.own = self.table[self.shared:].view(len(self.seeds), self.room, width)
+        self.shared, self.room = len(self.table), self.args.online_steps or 0
+        self.table = F.pad(self.table, (0, 0, 0, len(self.seeds) * self.room))
+        self.own = self.table[self.shared:].unflatten(0, (len(self.seeds), self.room))
 
     def draw(self, number: int) -> torch.Tensor:
         """Rows of the dataset and of that seed's steps so far, each as likely: (B,)."""
@@ -644,13 +642,12 @@ class OnlineRun(Run):
         if self.online:
             self.execution = self.execution.replace("capture", "compile")  # no graph holds MuJoCo
             self.file = open(Path(self.args.run_dir, "online.bin"), "r+b" if self.step else "w+b")
-            # by step and seed, float32; the last column says whether the episode ends
-            shape = self.step, len(self.seeds), self.table.shape[1] + 1
-            steps = np.fromfile(self.file, np.float32, math.prod(shape))
-            if len(steps) < math.prod(shape):
+            # of each step a row per seed; the last column says whether the episode ends
+            rows = np.dtype((np.float32, (len(self.seeds), self.table.shape[1] + 1)))
+            steps = np.fromfile(self.file, rows, self.step).swapaxes(0, 1)
+            if steps.shape[1] < self.step:
                 raise SystemExit(f"{self.file.name} ends before update {self.step}, to which the "
                                  "run came: put the whole file back or choose another --run-dir")
-            steps = steps.reshape(shape).swapaxes(0, 1)
             self.own[:, :self.step] = torch.from_numpy(steps[..., :-1]).to(self.device)
             self.envs, self.obs = [make_env(self.task) for _ in self.seeds], []
             actions = slice(self.task["obs_dim"], self.task["obs_dim"] + self.task["act_dim"])

@@ -104,15 +104,14 @@ class MLP(nn.Module):
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
-        *hidden, (last_bias, last_weight) = zip(self.biases, self.weights)
+        *hidden, (b, w) = zip(self.biases, self.weights)
         for i, (bias, weight) in enumerate(hidden):
             x = torch.baddbmm(bias, x, weight)
             if len(self.gains):
                 x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
             x = F.relu(x)
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
-            return torch.baddbmm(last_bias, x.to(last_weight), last_weight).unflatten(
-                0, (-1, self.heads))
+            return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
 class Actor(nn.Module):
     """Deterministic pi(s) of standardised observations, its tanh scaled to the action bounds."""
