@@ -112,28 +112,6 @@ class MLP(nn.Module):
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
             return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
-class Actor(nn.Module):
-    """Deterministic pi(s) of standardised observations, its tanh scaled to the action bounds."""
-
-    def __init__(self, generators, dims: list[int], task: dict):
-        super().__init__()
-        self.net = MLP(generators, dims)
-        low, high = torch.tensor(task["act_low"]), torch.tensor(task["act_high"])
-        buffers = {"mean": torch.tensor(task["obs_mean"]), "std": torch.tensor(task["obs_std"]),
-                   "center": (high + low) / 2, "radius": (high - low) / 2}
-        for name, value in buffers.items():
-            self.register_buffer(name, value)
-
-    def normalize(self, s):
-        return (s - self.mean) / self.std
-
-    def squash(self, x):
-        return self.center + self.radius * x.tanh()
-
-    def forward(self, s):
-        """Observations (N, B, obs) -> actions (N, B, act)."""
-        return self.squash(self.net(self.normalize(s)).squeeze(1))
-
 class SPOT(nn.Module):
     """Networks, optimisers and updates of N seeds; everything in a batch is (N, B, ...)."""
 
@@ -142,11 +120,16 @@ class SPOT(nn.Module):
         obs_dim, act_dim, latent = task["obs_dim"], task["act_dim"], 2 * task["act_dim"]
         hidden, wide, self.args = [args.hidden] * 2, [args.vae_hidden] * 2, args
         self.critic = MLP(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
-        self.actor = Actor(generators, [obs_dim, *hidden, act_dim], task)
+        self.actor = MLP(generators, [obs_dim, *hidden, act_dim])
         self.vae = nn.ModuleDict({"q": MLP(generators, [obs_dim + act_dim, *wide, 2 * latent]),
                                   "p": MLP(generators, [obs_dim + latent, *wide, act_dim])})
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.actor_target = copy.deepcopy(self.actor.net).requires_grad_(False)
+        self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
+        low, high = torch.tensor([task["act_low"], task["act_high"]])
+        self.register_buffer("center", (high + low) / 2)
+        self.register_buffer("radius", (high - low) / 2)
+        self.register_buffer("mean", torch.tensor(task["obs_mean"]))
+        self.register_buffer("std", torch.tensor(task["obs_std"]))
         self.register_buffer("step", torch.zeros((), dtype=torch.float64))
         # normal numbers of a row: for its next action, for z, for the dropout of both layers
         self.parts = [act_dim, args.num_samples * latent, 2 * args.hidden * (args.dropout > 0)]
@@ -159,13 +142,19 @@ class SPOT(nn.Module):
         self.phases = [("vae", args.vae_updates, self.fit_vae), ("train", args.num_updates, *turns)]
         self.phases += [("online", args.online_steps, *turns)] if args.online_steps else []
 
+    def normalize(self, s):
+        return (s - self.mean) / self.std
+
+    def squash(self, x):
+        return self.center + self.radius * x.tanh()
+
     def act(self, obs):
         """The policy's action, (N, E, obs) -> (N, E, act)."""
-        return self.actor(obs)
+        return self.squash(self.actor(self.normalize(obs)).squeeze(1))
 
     def explore(self, obs, noise):
         """The same with normal noise (N, E, act), a tenth of it (main_finetune.py, expl_noise)."""
-        return self.actor(obs) + 0.1 * self.actor.radius * noise
+        return self.act(obs) + 0.1 * self.radius * noise
 
     def drop(self, net, s, noise):
         """Dropout: pi of standardised s without the units whose noise (N, B, 2 hidden) is low."""
@@ -173,7 +162,7 @@ class SPOT(nn.Module):
         masks = keep.chunk(2, -1) if self.args.dropout else (1, 1)
         for bias, weight, mask in zip(net.biases, net.weights, masks):
             s = F.relu(torch.baddbmm(bias, s, weight) * mask)
-        return self.actor.squash(torch.baddbmm(net.biases[-1], s, net.weights[-1]))
+        return self.squash(torch.baddbmm(net.biases[-1], s, net.weights[-1]))
 
     def neg_log_p(self, s, a, noise, estimate="elbo"):
         """-log p(a|s), (N, B), of a (N, B, act), standardised s; noise (N, B, L latent) draws z."""
@@ -182,7 +171,7 @@ class SPOT(nn.Module):
         mean, log_std = self.vae["q"](torch.cat([s, a], -1)).squeeze(1).chunk(2, -1)
         log_std, noise = log_std.clamp(-4, 15), noise.reshape(mean.shape)  # as in vae.py
         z = mean + log_std.exp() * noise
-        error = (self.actor.squash(self.vae["p"](torch.cat([s, z], -1)).squeeze(1)) - a) ** 2
+        error = (self.squash(self.vae["p"](torch.cat([s, z], -1)).squeeze(1)) - a) ** 2
         if estimate == "elbo":  # Eq. 5
             kl = (mean**2 + (2 * log_std).exp() - 1) / 2 - log_std
             return (error.mean(-1) + kl.mean(-1) / 2).unflatten(1, (-1, count)).mean(2)
@@ -193,24 +182,22 @@ class SPOT(nn.Module):
 
     def fit_vae(self, batch: dict) -> dict:
         """Eq. 5 on the data's actions, one z for each."""
-        s, a = self.actor.normalize(batch["observations"]), batch["actions"]
+        s, a = self.normalize(batch["observations"]), batch["actions"]
         noise = batch["noise"][..., a.shape[-1]:3 * a.shape[-1]]
         minimize(self.optimizers["vae"], loss := self.neg_log_p(s, a, noise).mean(1))
         return {"loss/vae": loss}
 
     def update(self, batch: dict, actor: bool = True) -> dict:
         """One update of Q, with `actor` of pi, Q' and pi', too; then statistics of shape (N,)."""
-        args, normalize = self.args, self.actor.normalize
-        s, s2 = normalize(batch["observations"]), normalize(batch["next_observations"])
-        smoothing, latent, dropout = batch["noise"].split(self.parts, -1)
+        args, (smoothing, latent, dropout) = self.args, batch["noise"].split(self.parts, -1)
+        s, s2 = (self.normalize(batch[k]) for k in ("observations", "next_observations"))
         self.step += 1
         online = (self.step - args.num_updates).clamp(min=0)  # updates of that phase so far
         # Eq. 8: both heads regress to one target, the smaller Q' of an action near pi'(s')
         with torch.no_grad():
-            center, radius = self.actor.center, self.actor.radius
             smoothing = (0.2 * smoothing).clamp(-0.5, 0.5)  # TD3's
-            next_a = self.drop(self.actor_target, s2, dropout) + radius * smoothing
-            next_a = next_a.clamp(center - radius, center + radius)
+            next_a = self.drop(self.actor_target, s2, dropout) + self.radius * smoothing
+            next_a = next_a.clamp(self.center - self.radius, self.center + self.radius)
             next_q = self.critic_target(torch.cat([s2, next_a], -1)).squeeze(-1).amin(1)
             discount = args.discount + (args.online_discount - args.discount) * online.clamp(max=1)
             target = batch["rewards"] + discount * (1 - batch["terminals"]) * next_q
@@ -220,14 +207,14 @@ class SPOT(nn.Module):
         if not actor:
             return {}
         # Eq. 3: up the first head's Q, where the density is high
-        a = self.drop(self.actor.net, s, -dropout)
+        a = self.drop(self.actor, s, -dropout)
         pi_q = self.critic(torch.cat([s, a], -1))[:, 0].squeeze(-1)
         neg_log_p = self.neg_log_p(s, a, latent, args.estimate).mean(1)
         lambd = args.lambd * (1 - online / (args.online_steps or 1)).clamp(min=0.2)
         actor_loss = lambd * neg_log_p - pi_q.mean(1) / pi_q.detach().abs().mean(1)
         minimize(self.optimizers["actor"], actor_loss)
         move_target(self.critic_target, self.critic, args.polyak)
-        move_target(self.actor_target, self.actor.net, args.polyak)
+        move_target(self.actor_target, self.actor, args.polyak)
         return {"loss/critic": critic_loss, "loss/actor": actor_loss, "neg_log_p": neg_log_p,
                 "value": q.mean((1, 2)), "lambda": lambd.expand_as(neg_log_p)}
 

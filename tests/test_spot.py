@@ -132,7 +132,7 @@ def note(result: dict, step: int, losses: list, parameters: dict) -> None:
 
 def slots(agent, n: int) -> dict:
     """Views of seed n's parameters in the authors' layout, to write and to read."""
-    networks = {"actor": (agent.actor.net, 0), "q1": (agent.critic, 0), "q2": (agent.critic, 1),
+    networks = {"actor": (agent.actor, 0), "q1": (agent.critic, 0), "q2": (agent.critic, 1),
                 "actor_target": (agent.actor_target, 0), "q1_target": (agent.critic_target, 0),
                 "q2_target": (agent.critic_target, 1)}
     views = {}
@@ -419,8 +419,8 @@ def make_agent(num_seeds=2, obs_dim=4, act_dim=2, name="", **options):
 
 def make_batch(agent, size=32, seed=0) -> dict:
     """Random rows, a quarter of them terminal; seed n's come from a generator of its own."""
-    n, act_dim = agent.critic.weights[0].shape[0] // 2, len(agent.actor.center)
-    obs_dim, draws = len(agent.actor.mean), [torch.Generator().manual_seed(seed + 100 * i)
+    n, act_dim = agent.critic.weights[0].shape[0] // 2, len(agent.center)
+    obs_dim, draws = len(agent.mean), [torch.Generator().manual_seed(seed + 100 * i)
                                              for i in range(n)]
     normal = lambda *shape: torch.stack([torch.randn(size, *shape, generator=g) for g in draws])
     terminals = torch.zeros(n, size)
@@ -480,7 +480,7 @@ def test_losses_are_the_closed_forms(estimate, num_samples, dropout):
         q2 = np.minimum(*(layers(agent.critic_target, n, head, sa2)[:, 0] for head in (0, 1)))
         target = r + 0.99 * (1 - over) * q2
         q = [layers(agent.critic, n, h, np.concatenate([s, a], 1))[:, 0] for h in (0, 1)]
-        pi = 0.5 + np.tanh(layers(agent.actor.net, n, 0, s, masks[1]))
+        pi = 0.5 + np.tanh(layers(agent.actor, n, 0, s, masks[1]))
         pi_q = layers(agent.critic, n, 0, np.concatenate([s, pi], 1))[:, 0]
         support = density_loss(agent, n, s, pi, z.reshape(-1, num_samples, 4), estimate).mean()
         expected["loss/critic"].append(sum(((x - target) ** 2).mean() for x in q))
@@ -530,7 +530,7 @@ def test_the_elbo_is_the_mean_of_one_sample_estimates_but_for_factor_and_constan
 def test_dropout_keeps_nine_of_ten_units_and_their_mean():
     agent = make_agent(dropout=0.1, hidden=1000)
     noise, kept = torch.randn(1, 256, 2000, generator=torch.Generator().manual_seed(0)), []
-    agent.actor.squash = lambda x: x  # units of 1 lead to an output of 1 each
+    agent.squash = lambda x: x  # units of 1 lead to an output of 1 each
     net = spot.MLP([torch.Generator()], [1, 1000, 1000, 1000])
     with torch.no_grad():
         for weight, bias in zip(net.weights, net.biases):
@@ -548,7 +548,7 @@ def test_dropout_keeps_nine_of_ten_units_and_their_mean():
 def test_actions_are_those_without_dropout_and_exploration_adds_a_tenth():
     agent = make_agent()
     obs, noise = torch.randn(2, 5, 4), torch.randn(2, 5, 2)
-    expected = [0.5 + np.tanh(layers(agent.actor.net, n, 0, (obs[n].numpy() - 0.5) / 2))
+    expected = [0.5 + np.tanh(layers(agent.actor, n, 0, (obs[n].numpy() - 0.5) / 2))
                 for n in range(2)]
     with torch.no_grad():
         np.testing.assert_allclose(agent.act(obs), expected, rtol=1e-5)
@@ -557,7 +557,7 @@ def test_actions_are_those_without_dropout_and_exploration_adds_a_tenth():
 
 def test_targets_follow_slowly_on_every_second_update():
     agent = make_agent(polyak=0.1)
-    nets = ((agent.critic_target, agent.critic), (agent.actor_target, agent.actor.net))
+    nets = ((agent.critic_target, agent.critic), (agent.actor_target, agent.actor))
     copy_of = lambda: [[p.clone() for p in target.parameters()] for target, _ in nets]
     first, actor = copy_of(), [p.clone() for p in agent.actor.parameters()]
     only_critic, both = agent.phases[1][2:]
@@ -677,7 +677,7 @@ def test_the_density_ranks_data_actions_above_far_ones(density, estimate):
 
     def minus_log_p(actions):
         with torch.no_grad():
-            return agent.neg_log_p(agent.actor.normalize(s), actions, noise, estimate)
+            return agent.neg_log_p(agent.normalize(s), actions, noise, estimate)
 
     left, right = a[..., :1], a[..., 1:]
     data = minus_log_p(a)
