@@ -16,6 +16,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
+pytest.register_assert_rewrite("helpers")  # its assertions show their values, too
 
 # A run of seconds. Evaluation is most of it, so there are few episodes; all counts differ, so that
 # a mix-up of two options shows.

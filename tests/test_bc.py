@@ -27,10 +27,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 import bc  # noqa: E402
+from helpers import (  # noqa: E402
+    command, curves, flat, headline, hopper_task, result_of, same_end, stop_when)
 from test_parity import differences, draw_network, note, uniform  # noqa: E402
 from test_parity import exact_products  # noqa: E402, F401 - a fixture that works by being here
-from test_por import (  # noqa: E402
-    command, curves, flat, headline, hopper_task, result_of, same_end, stop_when)
 
 pytestmark = pytest.mark.usefixtures("isolated", "por")  # por: what all scripts have set
 CPU = torch.device("cpu")

@@ -28,10 +28,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 import iql  # noqa: E402
+from helpers import (  # noqa: E402
+    curves, differing, gaussian, headline, result_of, same_end, stop_when)
 from test_parity import (TOLERANCE, UPDATES, differences, draw_network,  # noqa: E402
                          exact_products, note, uniform)  # noqa: F401
-from test_por import (curves, differing, gaussian, headline, result_of, same_end,  # noqa: E402
-                      stop_when)
 
 pytestmark = pytest.mark.usefixtures("por", "isolated")
 CPU = torch.device("cpu")

@@ -7,20 +7,20 @@ import errno
 import functools
 import hashlib
 import http.server
-import json
 import os
 import re
 import runpy
 import shlex
 import signal
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from helpers import (command, curves, flat, gaussian, headline, hopper_task, result_of, same_end,
+                     stop_when)
 
 pytestmark = pytest.mark.usefixtures("isolated")
 CPU = torch.device("cpu")
@@ -50,14 +50,6 @@ def make_batch(agent, size=32, seed=0) -> dict:
     batch["terminals"][:, ::4] = 1
     batch["known"][:, ::8] = 0
     return batch
-
-
-def gaussian(policy, x, y) -> np.ndarray:
-    """log density of y by the textbook formula in float64, (N, B)."""
-    with torch.no_grad():
-        mean, std = (part.double().numpy() for part in policy(x))
-    y = y.double().numpy()
-    return (-((y - mean) ** 2) / (2 * std**2) - np.log(std * np.sqrt(2 * np.pi))).sum(-1)
 
 
 @pytest.mark.parametrize("tau", [0.5, 0.7, 0.9])
@@ -293,17 +285,6 @@ def test_batches_are_drawn_from_other_numbers_than_the_weights(por):
 
 
 # ---- Data ----
-
-def flat(raw: dict, *without: str) -> dict:
-    """What read_hdf5 takes of a file with those arrays."""
-    return {k: v for k, v in raw.items() if "/" not in k and k not in without}
-
-
-def hopper_task(por) -> dict:
-    spec = por.gym.spec("Hopper-v4")
-    return {"name": "hopper-medium-v2", "env_id": spec.id, "env_spec": spec.to_json(),
-            "horizon": 1000, "ref_min": -20.272305, "ref_max": 3234.3}
-
 
 def load(por, path: Path):
     return por.load_dataset(por.Args(env="hopper-medium-v2", dataset_file=path))
@@ -605,11 +586,6 @@ def folder(tmp_path_factory, tiny_hdf5) -> Path:
     return folder
 
 
-def command(run_dir: str, options: list) -> list:
-    return ["--env", "hopper-medium-v2", "--dataset-file", "data.hdf5", "--seed", "5",
-            "--num-seeds", "2", "--run-dir", run_dir, *options]
-
-
 @pytest.fixture(scope="module")
 def weighted_run(folder, run_cli):
     """An uninterrupted run of the weighted guide."""
@@ -620,20 +596,6 @@ def weighted_run(folder, run_cli):
 def q_run(folder, run_cli):
     """An uninterrupted run of the q guide, with its behaviour phase."""
     return run_cli(*command("q", Q), folder=folder)
-
-
-def result_of(run_dir: Path) -> dict:
-    return json.loads((run_dir / "result.json").read_text())
-
-
-def curves(folder: Path) -> dict:
-    """Tag -> steps of one TensorBoard folder, all values finite; what a resume purged is absent."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    assert all(np.isfinite(e.value) for column in found.values() for e in column)
-    return {tag: [e.step for e in column] for tag, column in found.items()}
 
 
 def check_result(result: dict, updates: int, eval_every: int) -> None:
@@ -707,11 +669,6 @@ def test_a_finished_run_is_not_run_again(folder, weighted_run, main, monkeypatch
     assert again.code == 0 and "finished" in again.out, again.err
     assert headline(again.out) == headline(weighted_run.stdout)
     assert (folder / "weighted/result.json").read_bytes() == before
-
-
-def headline(out: str) -> str:
-    """The scores of the last report in the output."""
-    return re.findall(r"normalized score (.* seeds \(.*?\))", out)[-1]
 
 
 @pytest.mark.parametrize("run_dir", ["weighted", "q"])
@@ -790,47 +747,6 @@ def test_captured_updates_are_the_eager_ones(por, guide):
 
 
 # ---- Killed and resumed ----
-
-def stop_when(process, folder: Path, phase: int, step: int, number: int) -> str:
-    """Send the signal once a checkpoint is that far; returns what the process had printed."""
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
-        try:
-            result = result_of(folder)
-        except (OSError, ValueError):
-            result = {"phase": 0, "step": -1}
-        if (result["phase"], result["step"]) >= (phase, step):
-            assert not result["finished"], "the run was too short to be stopped in its middle"
-            break
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 143), out + err
-    assert "Traceback" not in err
-    return out
-
-
-def differing(one, other, name="") -> list[str]:
-    """Names of what differs in two nested states, down to the bits of the tensors."""
-    if isinstance(one, torch.Tensor):
-        same = one.dtype == other.dtype and torch.equal(one, other)
-        return [] if same else [name]
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), name
-        return [d for k in one for d in differing(one[k], other[k], f"{name}/{k}")]
-    if isinstance(one, list):
-        assert len(one) == len(other), name
-        return [d for i, x in enumerate(one) for d in differing(x, other[i], f"{name}/{i}")]
-    return [] if one == other else [name]
-
-
-def same_end(folder: Path, one: str, other: str) -> None:
-    """Both runs ended with the same weights, optimisers, generators and evaluations."""
-    states = [torch.load(folder / run / "checkpoint.pt") for run in (one, other)]
-    keys = ("agent", "optimizers", "generators", "evaluations", "phase", "step", "finished")
-    assert states[0]["finished"] and len(states[0]["generators"]) == 2
-    assert differing(*({key: state[key] for key in keys} for state in states)) == []
-
 
 @pytest.fixture(scope="module")
 def stopped_run(folder, start_cli, run_cli):

@@ -32,6 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 import spot  # noqa: E402
+from helpers import result_of, same_end  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "spot.json"
 REPOSITORY = "https://github.com/thuml/SPOT"
@@ -754,36 +755,23 @@ def whole_run(folder, run_cli) -> dict:
     """result.json of an uninterrupted run."""
     end = run_cli(*command("whole"), folder=folder, script="spot")
     assert end.returncode == 0 and end.stderr.strip() == "", end.stderr
-    return json.loads((folder / "whole/result.json").read_text())
+    return result_of(folder / "whole")
 
 
 def kill_when(process, run_dir: Path, phase: int, step: int) -> tuple[int, int]:
     """Kill the run once its checkpoint is that far; returns phase and update of the checkpoint."""
-    result, deadline = {"phase": 0, "step": -1}, time.time() + 120
-    while (result["phase"], result["step"]) < (phase, step):
+    path, deadline, at = run_dir / "checkpoint.pt", time.time() + 120, (0, -1)
+    while at < (phase, step):  # result.json is written first: a kill can fall between the two
         assert process.poll() is None and time.time() < deadline, process.communicate()
-        with contextlib.suppress(OSError, ValueError):  # not there yet, or just being written
-            result = json.loads((run_dir / "result.json").read_text())
+        with contextlib.suppress(OSError):  # not there yet
+            state = torch.load(path)
+            at = state["phase"], state["step"]
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=60)
-    assert process.returncode == -9 and not result["finished"], "it was too short to be killed"
-    state = torch.load(run_dir / "checkpoint.pt")
+    state = torch.load(path)
+    assert process.returncode == -9 and not state["finished"], "it was too short to be killed"
     return state["phase"], state["step"]
-
-
-def differing(one, other, name="") -> list[str]:
-    """Names of what differs in two nested states, down to the bits of the tensors."""
-    if isinstance(one, torch.Tensor):
-        same = one.dtype == other.dtype and torch.equal(one, other)
-        return [] if same else [name]
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), name
-        return [d for k in one for d in differing(one[k], other[k], f"{name}/{k}")]
-    if isinstance(one, list):
-        assert len(one) == len(other), name
-        return [d for i, x in enumerate(one) for d in differing(x, other[i], f"{name}/{i}")]
-    return [] if one == other else [name]
 
 
 def test_a_run_trains_the_vae_then_offline_then_online(folder, whole_run):
@@ -808,9 +796,7 @@ def test_a_run_killed_offline_and_online_ends_as_if_nothing_had_happened(
     assert at[0] == ONLINE and 60 <= at[1] < 300
     end = main(*words, script=spot)
     assert end.code == 0 and f"resumed at update {at[1]} of phase 'online'" in end.out, end.err
-    states = [torch.load(folder / name / "checkpoint.pt") for name in ("whole", "killed")]
-    keys = ("agent", "optimizers", "generators", "evaluations", "phase", "step", "finished")
-    assert differing(*({key: state[key] for key in keys} for state in states)) == []
+    same_end(folder, "whole", "killed")
     assert (run_dir / "online.bin").read_bytes() == (folder / "whole/online.bin").read_bytes()
 
 

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 import td3_bc  # noqa: E402
+from helpers import curves, result_of, same_end, stop_when  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "td3_bc.json"
 REPOSITORY = "https://github.com/sfujim/TD3_BC"
@@ -571,7 +572,6 @@ def whole_run(folder, run_cli):
 
 
 def test_a_run_leaves_its_numbers_and_curves(folder, whole_run):
-    from test_por import curves, result_of
     assert whole_run.returncode == 0, whole_run.stderr
     result = result_of(folder / "whole")
     assert result["script"] == "td3_bc" and result["finished"]
@@ -586,7 +586,6 @@ def test_a_run_leaves_its_numbers_and_curves(folder, whole_run):
 
 def test_a_killed_run_ends_as_if_nothing_had_happened(folder, whole_run, start_cli, run_cli):
     """Checkpoints lie at odd updates, too: it must go on with the other half of its turns."""
-    from test_por import result_of, same_end, stop_when
     words = [*RUN, "--run-dir", "stopped"]
     stop_when(start_cli(*words, folder=folder, script="td3_bc"), folder / "stopped", 0, 225,
               signal.SIGKILL)
