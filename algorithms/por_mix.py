@@ -12,15 +12,15 @@ slides compare three ways, and claim that mix is the best: more data make V more
     mix_e     both              D_e      reading 2: as printed
     extra     D_e               D_e      a control of ours: what is D_e worth alone?
 
-The slide says of mix: "keep the execute-policy learned from D_e, use D_o and D_e to re-train the
-guide-policy". Only D_o's execute-policy exists before D_e comes, so D_e may be a slip. Both
-readings are here; mix_o is the run's own score. The slides tell no datasets, sizes or numbers, and
-the authors' code (github ryanxhr/POR) lacks this experiment.
+Of mix the slide says: "keep the execute-policy learned from D_e", and re-train the guide on both.
+Only D_o's execute-policy exists before D_e comes, so D_e may be a slip: here are both readings, and
+mix_o is the run's own score. The slides tell no datasets, sizes or numbers, and the authors' code
+(github ryanxhr/POR) lacks this experiment.
 
 V, g and pi of each set, D_o, D_e and both, are what por.py learns from it (Eq. 3 to 7 there):
 trained once, then paired as the table says. So mix and more have the very same guide, main and
-mix_o the same execute-policy, and main is a run of por.py on D_o. PointMaze, for which nothing is
-published, has the settings and rewards of antmaze-umaze.
+mix_o the same execute-policy, and main is a run of por.py on D_o; except that PointMaze, for which
+nothing is published, has the settings and rewards of antmaze-umaze here.
 - Of a seed, the networks of all sets start from the same weights and draw by the same random
   numbers, and variants start their episodes alike: compare them seed by seed.
 - Rewards are scaled set by set. Re-trained means from fresh weights, with as many updates.
@@ -29,6 +29,8 @@ published, has the settings and rewards of antmaze-umaze.
     python benchmarks/collect.py pointmaze-umaze --steps 5000          # D_o
     python benchmarks/collect.py pointmaze-umaze-noisy --steps 100000  # D_e
     python algorithms/por_mix.py --run-dir runs/mix                    # five seeds, a picture
+    python algorithms/por_mix.py --env rebuilt/hopper/medium-20k-v0 --batch-size 256 --hidden 256 \\
+        --execute-hidden 1024 --more-env rebuilt/hopper/medium-replay-81k-v0 --num-updates 100000
 """
 
 import math
@@ -222,19 +224,17 @@ import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-D4RL_FILES = dict(  # half of their SHA-256 (from the d4rl builders of TensorFlow Datasets)
-    halfcheetah="""random 25407aef85b5d16c0f36b4149341edb4 medium 41324e8487a9556d8cfa4538827f8937
-    medium-replay 48d494a4770c11f48260736dec090b78 medium-expert 015db75dae5bbe8e94029b71fa0bafc2
-    expert d9fe53bb994eb1e20a99b4fa3412cd76 full-replay 27fdf7ea86e5a2cbd24d611ae9e703c8""",
-    hopper="""random 63103ef7059db4c0819bd054f4e83ff3 medium 5bdf1bc4a713c82941de44633df669b3
-    medium-replay e121c5f7c9857a307baa9edc6a2c3b48 medium-expert 9d51ad87f8c905be3880d84c6140bcdb
-    expert 01aa219a5f8eea5e639eccdc636ec2bf full-replay 56baf95963c51c1e964049a974566c50""",
-    walker2d="""random 4e863bb6090cf4a461548bd470564b32 medium cf00f43add04c17fdfc2958dd581dea0
-    medium-replay e75de96a4f77acf7d4e0d6fdf0d7ccb1 medium-expert 6b8d7f868c45bbaedf460be797fb7271
-    expert 2985dc3d436a8baa10e8f43f946fe1d7 full-replay f2720f9d27b2acef6ec9a7d9ad3b80b6""")
+# By kind and environment, the first 96 bits of the SHA-256 (d4rl builders of TensorFlow Datasets)
+D4RL_FILES = """random 25407aef85b5d16c0f36b414 63103ef7059db4c0819bd054 4e863bb6090cf4a461548bd4
+medium        41324e8487a9556d8cfa4538 5bdf1bc4a713c82941de4463 cf00f43add04c17fdfc2958d
+medium-replay 48d494a4770c11f48260736d e121c5f7c9857a307baa9edc e75de96a4f77acf7d4e0d6fd
+medium-expert 015db75dae5bbe8e94029b71 9d51ad87f8c905be3880d84c 6b8d7f868c45bbaedf460be7
+expert        d9fe53bb994eb1e20a99b4fa 01aa219a5f8eea5e639eccdc 2985dc3d436a8baa10e8f43f
+full-replay   27fdf7ea86e5a2cbd24d611a 56baf95963c51c1e964049a9 f2720f9d27b2acef6ec9a7d9"""
 D4RL_FILES = {
     f"{env}-{kind}-v2": (f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5", sha256)
-    for env, text in D4RL_FILES.items() for kind, sha256 in re.findall(r"(\S+) (\S+)", text)}
+    for kind, *row in map(str.split, D4RL_FILES.splitlines())
+    for env, sha256 in zip(("halfcheetah", "hopper", "walker2d"), row)}
 D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
 # Environment and the returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py).
@@ -402,15 +402,14 @@ class MLP(nn.Module):
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
-        *hidden, (last_bias, last_weight) = zip(self.biases, self.weights)
+        *hidden, (b, w) = zip(self.biases, self.weights)
         for i, (bias, weight) in enumerate(hidden):
             x = torch.baddbmm(bias, x, weight)
             if len(self.gains):
                 x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
             x = F.relu(x)
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
-            return torch.baddbmm(last_bias, x.to(last_weight), last_weight).unflatten(
-                0, (-1, self.heads))
+            return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
 class GaussianPolicy(nn.Module):
     """Diagonal Gaussian p(y|x): unsquashed mean, one learned deviation per dimension and seed."""

@@ -282,16 +282,18 @@ def test_a_run_tells_every_variant(files, whole):
     assert not whole.stderr.strip()
 
 
-def test_the_curves_are_those_of_every_variant_and_set(files, whole):
+def curves(folder: Path) -> dict:
+    """Tag -> (step, value) of one TensorBoard folder; what a resume purged is absent."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {tag: [(e.step, e.value) for e in events.Scalars(tag)]
+            for tag in events.Tags()["scalars"]}
 
-    def curves(name: str) -> dict:
-        events = EventAccumulator(str(files / "whole/tensorboard" / name))
-        events.Reload()
-        return {tag: [(e.step, e.value) for e in events.Scalars(tag)]
-                for tag in events.Tags()["scalars"]}
 
-    found, result = curves("variants"), result_of(files / "whole")
+def test_the_curves_are_those_of_every_variant_and_set(files, whole):
+    folder, result = files / "whole/tensorboard", result_of(files / "whole")
+    found = curves(folder / "variants")
     assert found.keys() == {f"{name}/seed {seed}" for name in PAIRS for seed in (5, 6)}
     for name in PAIRS:
         for n, seed in enumerate((5, 6)):
@@ -300,7 +302,7 @@ def test_the_curves_are_those_of_every_variant_and_set(files, whole):
             np.testing.assert_allclose(found[f"{name}/seed {seed}"], expected, rtol=1e-5)
     for seed in (5, 6):
         assert {f"{k}/loss/{part}" for k in SETS for part in ("value", "guide", "execute")} < (
-            curves(f"train-{seed}").keys())
+            curves(folder / f"train-{seed}").keys())
 
 
 def test_main_more_and_extra_are_runs_of_por(files, whole, por, main):
@@ -325,6 +327,22 @@ def test_eval_only_finds_the_scores_again(mix, files, whole, main, monkeypatch):
         files / "whole/result.json").read_bytes()
 
 
+def same_end(one: Path, other: Path) -> None:
+    """Weights, moments of the optimisers, generators and evaluations, bit for bit."""
+    def tensors(state) -> list:
+        if isinstance(state, torch.Tensor):
+            return [state]
+        parts = state.values() if isinstance(state, dict) else state
+        return [x for part in parts if isinstance(part, (torch.Tensor, dict, list))
+                for x in tensors(part)]
+
+    states = [torch.load(folder / "checkpoint.pt") for folder in (one, other)]
+    assert states[0]["evaluations"] == states[1]["evaluations"] and states[0]["finished"]
+    assert len(states[0]["generators"]) == 6
+    for key in ("agent", "optimizers", "generators"):
+        assert same(*(tensors(state[key]) for state in states)) and tensors(states[0][key]), key
+
+
 def test_a_killed_run_ends_as_if_nothing_had_happened(files, whole, start_cli, run_cli):
     more = words(files, *UPDATES, "--run-dir", "killed")
     process, deadline = start_cli(*more, folder=files, script="por_mix"), time.time() + 120
@@ -337,12 +355,28 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(files, whole, start_cli, r
     assert process.returncode == -9 and not stopped["finished"] and 0 < stopped["step"] < 60
     end = run_cli(*more, folder=files, script="por_mix")
     assert end.returncode == 0 and f"resumed at update {stopped['step']} " in end.stdout, end.stderr
-    one, other = (torch.load(files / name / "checkpoint.pt") for name in ("whole", "killed"))
-    assert len(one["generators"]) == 6
-    assert one["evaluations"] == other["evaluations"] and one["step"] == other["step"] == 60
-    for key in ("agent", "generators"):
-        values = [state[key].values() if key == "agent" else state[key] for state in (one, other)]
-        assert same(*map(list, values)), key
+    same_end(files / "whole", files / "killed")
+
+
+def test_a_run_killed_in_its_training_repeats_what_no_checkpoint_has(mix, files, main,
+                                                                     monkeypatch):
+    command = words(files, *UPDATES, "--guide", "weighted", "--run-dir", "run")
+    save = mix.MixRun.save
+
+    def die_at_the_second(self, finished):  # killed once the scores of update 30 are on the disk
+        self.curves.flush()
+        exit(9) if self.step == 40 else save(self, finished)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(mix.MixRun, "save", die_at_the_second)
+        assert main(*command, script=mix).code == 9
+    assert result_of(Path("run"))["step"] == 20
+    assert [step for step, _ in curves(Path("run/tensorboard/variants"))["main/seed 5"]] == [0, 30]
+    assert main(*command, script=mix).code == 0
+    found = curves(Path("run/tensorboard/variants"))
+    assert {tuple(step for step, _ in points) for points in found.values()} == {(0, 30, 60)}
+    assert main(*command, "--run-dir", "other", script=mix).code == 0  # never stopped
+    same_end(Path("run"), Path("other"))
 
 
 def test_one_seed_has_no_interval(mix, files, main):
