@@ -24,7 +24,7 @@ import gymnasium as gym
 import numpy as np
 from d4rl_policies import POLICIES, policy_file, read_snapshot
 
-# The noise is clamped like the learner's (train_behavior.py, and rlkit). Deep OPE acts with D4RL's
+# The noise is clamped like the learner's (sac.py, and rlkit). Deep OPE acts with D4RL's
 # snapshots unclamped; their log-deviations lie in -3.6..0.4 (1,000 steps each), so it is the same.
 LOG_STD_MIN, LOG_STD_MAX = -20, 2
 
@@ -230,7 +230,7 @@ def read_weights(path: Path) -> tuple[list[dict], list[int], dict]:
     """
     if not path.exists():
         raise SystemExit(f"the policy {path} is missing. Train one with "
-                         "benchmarks/train_behavior.py and choose with "
+                         "algorithms/sac.py and choose with "
                          "benchmarks/select_behavior.py (see benchmarks/behavior/README.md).")
     try:
         with np.load(path) as file:

@@ -206,7 +206,7 @@ def test_incomplete_dataset_is_named(behavior, tmp_path, monkeypatch):
 @pytest.mark.parametrize("arguments, message", [
     (dict(recipe="hoper-medum"), "Did you mean hopper-medium"),
     (dict(recipe="hopper-medium", steps=0), "--steps 0: must be at least 1"),
-    (dict(recipe="hopper-medium", behavior_dir=Path("nowhere")), "train_behavior.py"),
+    (dict(recipe="hopper-medium", behavior_dir=Path("nowhere")), "sac.py"),
     (dict(recipe="rebuilt/hopper/medium-100k-v0", steps=5), "has 100000; leave one out"),
     (dict(recipe="hopper-medium", name="local/a/b-v0"), "--name: hopper-medium has its own"),
     (dict(), "--env-id, --behavior, --name, --steps missing"),
