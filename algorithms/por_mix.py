@@ -790,7 +790,7 @@ def main() -> None:
     elif args.eval_only:
         raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
     idle, device = args.eval_only or state.get("finished"), choose_device(args)
-    rows, task = (None, state["task"]) if idle else load_dataset(args)
+    rows, task = (None, state["task"]) if idle else getattr(RUN, "load", load_dataset)(args)
     if state and state["task"]["fingerprint"] != task["fingerprint"]:
         raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
     print("data: {name} ({source}), {transitions:,} rows, {episodes:,} episodes, return "

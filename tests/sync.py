@@ -3,8 +3,8 @@
 Scripts import nothing of each other; what they share, they share as equal text (tests/test_style.py
 enforces it). So a change is made in one script and copied: every function, class, constant and
 block of imports of the plumbing that both scripts define gets the text of the first. Names that
-differ by design (tests/test_style.py, ALLOWED_TO_DIFFER) are left alone; nothing is added or
-removed; a script in which two such parts stand in another order keeps its order.
+differ by design (tests/test_style.py, ALLOWED_TO_DIFFER) are left alone, and so are the imports of
+demonstrations, which have a plumbing of their own; nothing is added or removed; a script in which two such parts stand in another order keeps its order.
 
     python tests/sync.py --model algorithms/por.py            # changes the other scripts
     python tests/sync.py --model algorithms/por.py --dry-run  # only says what would change
@@ -18,7 +18,7 @@ from itertools import combinations
 from pathlib import Path
 
 import tyro
-from test_style import ALLOWED_TO_DIFFER
+from test_style import ALLOWED_TO_DIFFER, DEMONSTRATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 MARKER = "# ---- The plumbing"
@@ -101,7 +101,8 @@ def main() -> None:
     for path in scripts:
         if path.resolve() == args.model.resolve():
             continue
-        text, names = synced(path.read_text(), args.model.read_text(), {*ALLOWED_TO_DIFFER})
+        differ = {*ALLOWED_TO_DIFFER, *["imports"] * (path.name in DEMONSTRATIONS)}
+        text, names = synced(path.read_text(), args.model.read_text(), differ)
         print(f"{path.name}: {', '.join(names) or 'nothing to change'}")
         if names and not args.dry_run:
             path.write_text(text)
