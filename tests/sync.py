@@ -4,7 +4,8 @@ Scripts import nothing of each other; what they share, they share as equal text 
 enforces it). So a change is made in one script and copied: every function, class, constant and
 block of imports of the plumbing that both scripts define gets the text of the first. Names that
 differ by design (tests/test_style.py, ALLOWED_TO_DIFFER) are left alone, and so are the imports of
-demonstrations, which have a plumbing of their own; nothing is added or removed; a script in which two such parts stand in another order keeps its order.
+demonstrations, which have a plumbing of their own. Nothing is added or removed; a script in which
+two such parts stand in another order keeps its order.
 
     python tests/sync.py --model algorithms/por.py            # changes the other scripts
     python tests/sync.py --model algorithms/por.py --dry-run  # only says what would change
@@ -81,6 +82,11 @@ def synced(text: str, model: str, differ: set[str]) -> tuple[str, list[str]]:
     return "\n".join(lines) + "\n", sorted(set(names))
 
 
+def own_parts(path: Path) -> set[str]:
+    """Names whose text is the script's own."""
+    return {*ALLOWED_TO_DIFFER, *["imports"] * (path.name in DEMONSTRATIONS)}
+
+
 def differing_lines(one: str, other: str) -> int:
     """Lines that only one of two texts has."""
     return sum(line[0] in "+-" for line in difflib.ndiff(one.splitlines(), other.splitlines()))
@@ -101,8 +107,7 @@ def main() -> None:
     for path in scripts:
         if path.resolve() == args.model.resolve():
             continue
-        differ = {*ALLOWED_TO_DIFFER, *["imports"] * (path.name in DEMONSTRATIONS)}
-        text, names = synced(path.read_text(), args.model.read_text(), differ)
+        text, names = synced(path.read_text(), args.model.read_text(), own_parts(path))
         print(f"{path.name}: {', '.join(names) or 'nothing to change'}")
         if names and not args.dry_run:
             path.write_text(text)
