@@ -149,9 +149,10 @@ def _complaints(result: dict) -> list[str]:
             bad.append(f"{at}: scores {scores.round(2)} do not follow from the returns, which "
                        f"give {wanted.round(2)}")
     for stage, part in stages(result).items():
-        total = args["num_updates"] if stage == "train" else args["online_steps"]
+        whole = stage == "train" or "online_steps" not in args  # sac.py learns online from nothing
+        total = args["num_updates"] if whole else args["online_steps"]
         found = [e["update"] for e in part]
-        first = 0 if stage == "train" else args["eval_every"]  # the online part follows it
+        first = 0 if whole else args["eval_every"]  # the online part follows the offline one
         wanted = [*range(first, total, args["eval_every"]), total]
         if found != wanted:
             bad.append(f"evaluations of phase {stage} at updates {found[:3]}..{found[-1]} "
