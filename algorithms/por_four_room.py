@@ -11,15 +11,17 @@ authors' talk claims two things for it that no table of scores shows. Here they 
                with the same V: cloning of actions, weighted by exp(alpha advantage), and POR.
     tasks      A, four-room: reach the goal. B, four-room-river: a river cuts A's shortest way; who
                touches it is dead. C, four-room-key: the goal counts only with the key. g and pi
-               learn A. On B and C only V and g learn, from new data, and A's pi acts. Beside that:
+               learn A. On B and C only V and g learn, from new data, and A's pi acts; beside it
                g and pi both of A, and both anew.
 
 The sources show pictures, no sizes, rewards or data. What stands here is our choice:
 - A step costs 1 until the goal. The river costs 100, as never arriving does at gamma 0.99: were it
   less, drowning would pay.
-- Stitching's worlds are of cells: a move goes to one of the eight neighbours, actions are rounded.
-  The paths are lanes, two cells wide, whose walkers change sides at random: where each state has
-  but one next state, log b in Eq. 4 forbids every other one, and nothing could be stitched.
+- Stitching's worlds are of cells: a move goes to one of the eight neighbours, actions are rounded,
+  so that noise does not carry cloned actions from path to path. The paths are lanes, two cells
+  wide, whose walkers change sides at random: where each state has but one next state, log b in
+  Eq. 4 would forbid every other one. At the goal they stay, at no cost: V of a terminal state never
+  learns, and a guide that climbs V may stop before it.
 - The rooms are continuous. A step goes up to 0.99 cells along x, then along y, unless into a wall.
   The data come from walkers with random headings, who know neither goal nor river nor key;
   on C half of them hold the key from the beginning, else none would bring it to the goal.
@@ -27,12 +29,12 @@ The sources show pictures, no sizes, rewards or data. What stands here is our ch
   does with it is chance; `reuse` sets those weights to 0, which changes nothing on A.
 - A guide needs s, r and s' alone: to reuse pi, the data of B and C need no actions.
 
-What to expect of the formulas. Where s' = s + a, cloning s' by Eq. 5 and asking pi for the way is
-cloning a with the same weights. Only Eq. 4, which climbs V beyond the data, can stitch states where
-actions cannot be stitched. V, guides and pi are por.py's, word for word; sizes and rates are ours.
+What to expect. Where s' = s + a, cloning s' by Eq. 5 and asking pi for the way is cloning a with
+the same weights; only Eq. 4 climbs V beyond the data's steps. That is why both guides are shown.
+V, guides and pi are por.py's, word for word; sizes and rates are ours.
 
     python algorithms/por_four_room.py                                 # everything, in minutes
-    python algorithms/por_four_room.py --part stitching --out runs/x   # one half; or tasks
+    python algorithms/por_four_room.py --part stitching --out runs/x   # or tasks
 """
 
 import copy, math
@@ -50,7 +52,7 @@ class Args:
     part: Literal["all", "stitching", "tasks"] = "all"  # what to show
     seed: int = 0  # first seed
     num_seeds: int = 5  # train seeds seed, seed + 1, ... at once
-    num_updates: int = 2_000  # gradient updates; schedules end here
+    num_updates: int = 4_000  # gradient updates; schedules end here
     batch_size: int = 128  # transitions per update and seed
     final_eval_episodes: int = 40  # episodes of the last evaluation, the headline
     device: str = "cpu"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
@@ -189,16 +191,14 @@ class World(gym.Env):
     """A map of cells 1 wide. Observations are x and y from its middle and, in rooms, whether the
     key is held; actions are moves in cells. Arrays of states are (n, 3), whatever the world."""
 
-    metadata = {"render_modes": []}
-
     def __init__(self, name: str):
-        self.name, (text, self.whole_cells, self.horizon) = name, WORLDS[name]
+        text, self.whole_cells, self.horizon = WORLDS[name]
         self.map = np.array([[*row] for row in text.split()][::-1])  # [y, x], y upwards
         self.middle = (np.array(self.map.shape[::-1]) - 1) / 2
         self.obs_dim = 2 if self.whole_cells else 3
-        edge, key = self.middle + 0.5, [1] * (self.obs_dim - 2)
+        high, low = [*self.middle + 0.5, 1], [*-self.middle - 0.5, 0]
         self.observation_space = gym.spaces.Box(
-            np.array([*-edge, *[0] * len(key)]), np.array([*edge, *key]), dtype=np.float64)
+            *(np.array(edge[:self.obs_dim]) for edge in (low, high)), dtype=np.float64)
         self.action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
 
     def cell(self, states: np.ndarray) -> tuple:
@@ -215,21 +215,20 @@ class World(gym.Env):
 
     def advance(self, states: np.ndarray, actions: np.ndarray) -> tuple:
         """A step of n walkers: next states (n, 3), rewards, who arrives, who drowns (n,)."""
-        move, states = np.clip(actions, -1, 1), states.copy()
+        home = lambda states: (self.map[self.cell(states)] == "G") & (
+            (states[:, 2] == 1) | ("k" not in self.map))
+        rewards, move, states = home(states) - 1.0, np.clip(actions, -1, 1), states.copy()
         move = np.rint(move) if self.whole_cells else STEP * move
         for axis in (0, 1):
             there = states.copy()
             there[:, axis] += move[:, axis]
             free = self.map[self.cell(there)] != "#"
             states[free] = there[free]
-        tile = self.map[self.cell(states)]
-        states[tile == "k", 2] = 1
-        arrives = (tile == "G") & ((states[:, 2] == 1) | ("k" not in self.map))
-        drowns = tile == "w"
-        return states, np.where(drowns, DROWNED, -1.0), arrives, drowns
+        states[self.map[self.cell(states)] == "k", 2] = 1
+        drowns = self.map[self.cell(states)] == "w"
+        return states, np.where(drowns, DROWNED, rewards), home(states), drowns
 
     def reset(self, *, seed=None, options=None):
-        """Start anew, somewhere on the tiles S."""
         super().reset(seed=seed)
         self.states, self.steps = self.draw(self.np_random, 1, "S"), 0
         return self.states[0, :self.obs_dim].copy(), {}
@@ -260,25 +259,24 @@ def shortest(world: World, data: dict) -> dict:
         ways[name] = np.mean([far[c] for c in tiles("S")]) if {*tiles("S")} <= {*far} else None
     return ways
 
-def wander(world: World, rng, walkers: int = 400, steps: int = 50, keep: float = 0.8) -> dict:
-    """Data of walkers from random places, half of them with the key if there is one, each with a
-    heading that it keeps with that probability. Who ends an episode starts anew. Arrays as in
-    por.py, all of length walkers * steps."""
+def wander(world: World, rng, walkers: int = 2500, steps: int = 12, keep: float = 0.8) -> dict:
+    """Data of walkers from random places, half of them with the key if there is one, who keep their
+    heading with that probability and start anew when an episode ends: walkers * steps rows."""
     def new(count):
         states = world.draw(rng, count, "".join({*world.map.flat} - {*"#Gw"}))
         return states + [0, 0, "k" in world.map] * rng.integers(2, size=(count, 1))
 
-    rows, states, heading = [], new(walkers), rng.uniform(-1, 1, (walkers, 2))
-    for _ in range(steps):
-        kept = rng.random((walkers, 1)) < keep
-        heading = np.where(kept, heading, rng.uniform(-1, 1, (walkers, 2)))
+    rows, states, heading = [], new(walkers), np.zeros((walkers, 2))
+    for step in range(steps):
+        turned, kept = rng.normal(size=(walkers, 2)), rng.random((walkers, 1)) < keep * (step > 0)
+        heading = np.where(kept, heading, turned / abs(turned).max(1, keepdims=True))
         states, ended = record(rows, world, states, heading + rng.normal(0, 0.3, (walkers, 2)))
         states[ended] = new(ended.sum())
     return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
 def walk_lanes(world: World, lanes, rng, walkers: int = 200, wait: int = 10) -> dict:
     """Data of walkers on each lane: forward by one cell a step, their side drawn anew each time.
-    The last lane ends at the goal; at the end of another they stay for some steps."""
+    At the end of the lane they stay for some steps."""
     rows = []
     for corners in lanes:
         line = [np.array(corners[0])]
@@ -293,15 +291,14 @@ def walk_lanes(world: World, lanes, rng, walkers: int = 200, wait: int = 10) -> 
             side = np.where(here == there, rng.integers(2, size=side.shape), side)
             actions = there + side + 1 - world.middle - states[:, :2]
             actions = actions + rng.uniform(-0.4, 0.4, actions.shape)  # rounds to the same move
-            states, ended = record(rows, world, states, actions)
-            states, side = states[~ended], side[~ended]
+            states, _ = record(rows, world, states, actions)
     return {k: np.concatenate([row[k] for row in rows]) for k in rows[0]}
 
 def record(rows: list, world: World, states, actions) -> tuple:
     """Take a step, append its transitions to `rows`; next states (n, 3), and who has ended (n,)."""
     actions = np.clip(actions, -1, 1)
     following, rewards, arrives, drowns = world.advance(states, actions)
-    ended, d = arrives | drowns, world.obs_dim
+    ended, d = (arrives | drowns) & (not world.whole_cells), world.obs_dim
     rows.append({"observations": states[:, :d], "actions": actions, "rewards": rewards,
                  "terminals": ended.astype(float), "next_observations": following[:, :d]})
     return following.copy(), ended
@@ -321,15 +318,14 @@ class MLP(nn.Module):
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
-        *hidden, (last_bias, last_weight) = zip(self.biases, self.weights)
+        *hidden, (b, w) = zip(self.biases, self.weights)
         for i, (bias, weight) in enumerate(hidden):
             x = torch.baddbmm(bias, x, weight)
             if len(self.gains):
                 x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
             x = F.relu(x)
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
-            return torch.baddbmm(last_bias, x.to(last_weight), last_weight).unflatten(
-                0, (-1, self.heads))
+            return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
 class GaussianPolicy(nn.Module):
     """Diagonal Gaussian p(y|x): unsquashed mean, one learned deviation per dimension and seed."""
@@ -447,27 +443,25 @@ class Lab:
         self.device, self.settings, self.paths, self.shown = choose(args.device), {}, {}, {}
 
     def generators(self) -> list:
-        """The seeds' generators of weights."""
         return [torch.Generator().manual_seed(s) for s in self.seeds]
 
     def por(self, guide: str, world: World) -> POR:
         """A new agent, with the guide's settings and the options of the command."""
-        own = {k: v if vars(self.args)[k] is None else vars(self.args)[k]
-               for k, v in SETTINGS[guide].items()}
-        self.settings[guide], args = own, SimpleNamespace(**vars(self.args) | own, guide=guide)
-        task = {"obs_dim": world.obs_dim, "act_dim": 2}
-        return POR(args, task, self.generators(), self.device)
+        given = {k: v for k, v in vars(self.args).items() if v is not None}
+        self.settings[guide] = own = {k: given.get(k, v) for k, v in SETTINGS[guide].items()}
+        args, task = vars(self.args) | own, {"obs_dim": world.obs_dim, "act_dim": 2}
+        return POR(SimpleNamespace(guide=guide, **args), task, self.generators(), self.device)
 
     def train(self, agent, data: list[dict]) -> dict:
         """All updates of an agent on each seed's own data; returns the seconds it took."""
         widths = [v.reshape(len(v), -1).shape[1] for v in data[0].values()]
         tables = [torch.from_numpy(np.column_stack([*rows.values()]).astype(np.float32)).to(
             self.device) for rows in data]
-        size, began = self.args.batch_size, (time.time(), time.process_time())
+        size, on, began = self.args.batch_size, {"device": self.device}, (
+            time.time(), time.process_time())
         for name, total, update in agent.phases:
             # 2^31: other numbers than those that drew the weights; the same batches in every phase
             draw = [torch.Generator(self.device).manual_seed(2**31 + s) for s in self.seeds]
-            on = {"device": self.device}
             for _ in tqdm(range(total), desc=name, disable=None, leave=False):
                 rows = torch.stack([t[torch.randint(len(t), (size,), generator=g, **on)]
                                     for t, g in zip(tables, draw)])
@@ -480,10 +474,10 @@ class Lab:
             if bad := [k for k, v in stats.items() if not v.isfinite().all()]:
                 raise SystemExit(f"training diverged: {', '.join(bad)} NaN or infinite. Nothing "
                                  "was written; try smaller rates")
-        seconds = time.time() - began[0], time.process_time() - began[1]
-        return dict(zip(("training_seconds", "training_cpu_seconds"), seconds))
+        return {"training_seconds": time.time() - began[0],
+                "training_cpu_seconds": time.process_time() - began[1]}
 
-    def test(self, agent, world: World, label=None) -> dict:
+    def test(self, agent, world: World, label: tuple) -> dict:
         """Deterministic episodes, the i-th starting alike for every seed; numbers per seed."""
         n, episodes = len(self.seeds), self.args.final_eval_episodes
         states = np.tile(world.draw(np.random.default_rng(0), episodes, "S"), (n, 1))
@@ -501,14 +495,14 @@ class Lab:
             steps[on] += 1
             returns[on] += rewards
             path.append(states)
-        arrived, drowned, steps, returns = (
-            x.reshape(n, -1) for x in (arrived, drowned, steps, returns))
-        if label:
-            path = np.stack(path, 1).reshape(n, episodes, -1, 3)
-            self.paths[label] = world, path, arrived, drowned
-        mean = [s[a].mean().item() if a.any() else None for s, a in zip(steps, arrived)]
-        return {"success": summary(arrived.mean(1)), "drowned": summary(drowned.mean(1)),
-                "return": summary(returns.mean(1)), "steps_to_goal": summary(mean)}
+        arrived, drowned, steps, returns = np.reshape(
+            [arrived, drowned, steps, returns], (4, n, episodes))
+        path = np.stack(path, 1).reshape(n, episodes, -1, 3)
+        self.paths[label] = world, path, arrived, drowned
+        mean = [s[a > 0].mean().item() if a.any() else None for s, a in zip(steps, arrived)]
+        results = {"success": arrived, "drowned": drowned, "return": returns}
+        return {k: summary(v.mean(1).tolist()) for k, v in results.items()} | {
+            "steps_to_goal": summary(mean)}
 
     def keep(self, name: str, world: World, data: dict, value: MLP) -> None:
         """Remember the data's moves and the mean V of each cell, for the pictures."""
@@ -516,24 +510,21 @@ class Lab:
         cells = torch.from_numpy(np.column_stack([x, y]) - world.middle).float().to(self.device)
         with torch.no_grad():
             v = value(cells.expand(len(self.seeds), -1, -1)).amin(1).mean(0)
-        pairs = np.column_stack([data["observations"], data["next_observations"]])
-        pairs = np.unique(pairs[(pairs[:, :2] != pairs[:, 2:]).any(1)], axis=0)
-        self.shown[name] = pairs, v.cpu().numpy().reshape(world.map.shape)
+        moves = np.column_stack([data["observations"], data["next_observations"]])
+        self.shown[name] = np.unique(moves, axis=0), v.cpu().numpy().reshape(world.map.shape)
 
 # Student's t, 97.5%, for 2 to 10 seeds; for more the last one, which is a little wide
 T_975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
 
-def summary(values) -> dict:
+def summary(values: list) -> dict:
     """Numbers per seed, their mean, and half of its 95% interval; seeds with None are left out."""
-    known = [float(v) for v in values if v is not None]
-    half = (T_975[min(len(known), 10) - 2] * np.std(known, ddof=1) / len(known)**0.5
-            if len(known) > 1 else math.nan)
-    return {"per_seed": [v if v is None else float(v) for v in values],
-            "mean": float(np.mean(known)) if known else None,
-            "half_interval": None if math.isnan(half) else float(half)}
+    n = len(known := [v for v in values if v is not None])
+    half = T_975[min(n, 10) - 2] * np.std(known, ddof=1) / n**0.5 if n > 1 else None
+    return {"per_seed": values, "mean": np.mean(known) if n else None, "half_interval": half}
 
 def choose(name: str) -> torch.device:
     """The device of that name, which is tried and said."""
+    torch.set_num_threads(1)  # networks this small gain nothing from more
     torch.set_flush_denormal(True)
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -541,7 +532,7 @@ def choose(name: str) -> torch.device:
         torch.ones(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SystemExit(f"--device {name} fails here: {str(error).splitlines()[0]}")
-    print(f"device {device}, {torch.get_num_threads()} CPU threads")
+    print(f"device {device}", flush=True)
     return device
 
 def report(results: dict) -> None:
@@ -554,13 +545,11 @@ def report(results: dict) -> None:
                 f"{say(v['mean'])} ± {say(v['half_interval'])}" if isinstance(v, dict) else say(v))
                 for k, v in numbers.items() if k != "training_cpu_seconds"))
 
-TILES = {"#": "#555555", "w": "#8cc3eb", "S": "#e1e1e1", "G": "#ffdc78", "k": "#d7b4ff"}
-WORDS = {"S": "start", "G": "goal", "k": "key", "w": "river"}
+TILES = {"#": ("#555555", ""), "S": ("#e1e1e1", "start"), "G": ("#ffdc78", "goal"),
+         "k": ("#d7b4ff", "key"), "w": ("#8cc3eb", "river"), ".": ("#ffffff00", "")}
 BLUE, RED, GREEN, ORANGE = "#1f4fd8", "#d62728", "#2a9d3a", "#e08a00"
-TITLES = {"stitching": "green: moves of the data; grey: V, darker is higher; blue, red: paths of "
-          "all seeds, a dot where one ends",
-          "tasks": "paths of all seeds, a dot where one ends; green: reached the goal; red: "
-          "drowned; orange: time ran out"}
+TITLES = {"stitching": "green: moves of the data; grey: V, higher is darker",
+          "tasks": "green: reached the goal; red: drowned; orange: time ran out"}
 PANELS = {"stitching": [(world, variant) for world in LANES for variant in (
     "action-stitching", "POR, weighted guide", "POR, q guide")],
     "tasks": [("four-room", "g and pi anew"), *((world, variant) for world in list(WORLDS)[2:]
@@ -572,51 +561,48 @@ def draw(lab: Lab, part: str, results: dict) -> bytes:
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.colors import to_rgba
 
     figure, grid = plt.subplots(2, len(PANELS[part]) // 2, layout="constrained",
                                 figsize=(13, 5.6 if part == "stitching" else 7))
     for axes, (name, variant) in zip(grid.flat, PANELS[part]):
         r, (world, path, arrived, drowned) = results[name][variant], lab.paths[name, variant]
-        length = r["steps_to_goal"]["mean"]
+        length = r["steps_to_goal"]["mean"] or math.nan
         axes.set_title(f"{name}: {variant}\nsuccess {r['success']['mean']:.2f}"
-                       + ("" if length is None else f", {length:.1f} steps"), fontsize=10)
+                       + f", {length:.1f} steps" * (length > 0), fontsize=10)
         x, y = world.middle + 0.5
-        tiles = [[to_rgba(TILES.get(tile, "#ffffff00")) for tile in row] for row in world.map]
+        tiles = [[matplotlib.colors.to_rgba(TILES[tile][0]) for tile in row] for row in world.map]
         axes.imshow(tiles, origin="lower", extent=(-x, x, -y, y), zorder=1)
-        for tile, word in WORDS.items():
+        for tile, (_, word) in TILES.items():
             if (cells := np.argwhere(world.map == tile)[:, ::-1] - world.middle).size:
                 axes.text(*cells.mean(0), word, ha="center", va="center", fontsize=9, zorder=6)
         axes.set(xticks=[], yticks=[])
         if name in lab.shown:
-            pairs, value = lab.shown[name]
+            moves, value = lab.shown[name]
             axes.imshow(value, cmap="Greys", alpha=0.6, origin="lower", extent=(-x, x, -y, y),
                         vmin=-60, vmax=10, zorder=0)
-            axes.quiver(*pairs[:, :2].T, *(pairs[:, 2:] - pairs[:, :2]).T, color=GREEN, alpha=0.45,
+            axes.quiver(*moves[:, :2].T, *(moves[:, 2:] - moves[:, :2]).T, color=GREEN, alpha=0.45,
                         angles="xy", scale_units="xy", scale=1, width=0.0025, zorder=2)
         for i, e in np.ndindex(len(path), min(6, path.shape[1])):
             color = GREEN if arrived[i, e] else RED if drowned[i, e] else ORANGE
-            if part == "stitching":
-                color = BLUE if variant == "action-stitching" else RED
+            color = color if part == "tasks" else BLUE if variant == "action-stitching" else RED
             shift = 0.07 * (i - (len(path) - 1) / 2) * world.whole_cells  # seeds side by side
             axes.plot(*(path[i, e, :, :2].T + shift), color=color, lw=1, alpha=0.6, zorder=4)
             axes.plot(*(path[i, e, -1, :2] + shift), "o", ms=3, color=color, zorder=5)
-    figure.suptitle(TITLES[part], fontsize=10)
+    figure.suptitle(f"paths of all seeds, a dot where one ends; {TITLES[part]}", fontsize=11)
     figure.savefig(buffer := io.BytesIO(), format="png", dpi=100)
     plt.close(figure)
     return buffer.getvalue()
 
 def write(folder: Path, files: dict) -> None:
     """Write these contents; each file is a whole new one or the old one."""
-    part = folder / "part"
     try:
         for name, content in files.items():
-            part.write_bytes(content)
-            part.rename(part.with_name(name))
+            (folder / "part").write_bytes(content)
+            (folder / "part").rename(folder / name)
     finally:
-        part.unlink(missing_ok=True)
+        (folder / "part").unlink(missing_ok=True)
 
-def main() -> None:
+def demonstrate() -> None:
     """The command line: train, test, print, draw, write."""
     args, script, began = tyro.cli(Args), Path(__file__).stem, time.time()
     if bad := [k for k, v in vars(args).items() if type(v) is int and v < (k != "seed") or
@@ -632,13 +618,12 @@ def main() -> None:
             files[f"{script}_{part}.png"] = draw(lab, part, results[part])
     git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
                          cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
-    chip = (torch.cuda.get_device_name(lab.device) if lab.device.type == "cuda"
-            else platform.machine())
+    chip = torch.cuda.get_device_name() if lab.device.type == "cuda" else platform.machine()
     result = {
         "script": script, "args": {k: v for k, v in vars(args).items() if k != "out"},
-        "settings": lab.settings,
-        "seeds": [*lab.seeds], "interval": "mean ± half_interval: 95%, Student's t over seeds",
-        **results, "commit": git.stdout.strip() or "unknown", "device": f"{lab.device} ({chip})",
+        "settings": lab.settings, "seeds": [*lab.seeds], **results,
+        "interval": "mean ± half_interval: 95%, Student's t over seeds",
+        "commit": git.stdout.strip() or "unknown", "device": f"{lab.device} ({chip})",
         "versions": {m.__name__: str(m.__version__) for m in (torch, np, gym)},
         "threads": torch.get_num_threads(), "seconds": time.time() - began,
         "cpu_seconds": time.process_time()}
@@ -648,7 +633,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     try:
-        main()
+        demonstrate()
     except OSError as error:  # a folder that is a file, missing rights, a full disk
         raise SystemExit(f"{error}: mend this, then repeat the command")
     except KeyboardInterrupt:

@@ -1,17 +1,15 @@
 """SAC: Soft Actor-Critic (Haarnoja et al., 2018; arXiv 1812.05905)
 
-The idea. A policy that must also stay random keeps trying, and does not hang on one lucky value.
-SAC adds the policy's entropy to the reward: Q counts what an action earns and how free its
-followers stay, and pi climbs Q as long as that pays for the randomness it costs. The price of
-randomness, the temperature alpha, is learned, so that the entropy meets a target.
+The idea. A policy that must stay random keeps trying, and does not hang on one lucky value. SAC
+adds pi's entropy to the reward: Q counts what an action earns and how free its followers stay, and
+pi climbs Q as long as that pays for the randomness it costs. The price of randomness, the
+temperature alpha, is learned too, so that the entropy meets -|A|, minus one per dimension.
 
     (1) target       y = r + gamma (min_i Q'_i(s', a') - alpha log pi(a'|s')),       a' ~ pi(.|s')
     (2) critic       min  E  (y - Q_i(s, a))^2,                                      i = 1, 2
     (3) policy       min  E  alpha log pi(a~|s) - min_i Q_i(s, a~),                  a~ ~ pi(.|s)
     (4) temperature  min  E  -log alpha (log pi(a~|s) - |A|)
-    (5) pi           a = tanh(mean(s) + deviation(s) e),  e ~ N(0, 1);  gradients go through a
-
-(4) holds the entropy at -|A|, minus one for each dimension of the action; Q' is a slow copy of Q.
+    (5) action       a = tanh(mean(s) + deviation(s) e),  e ~ N(0, 1);  gradients go through a~
 
 Online, `--env` with a Gymnasium id, it learns from scratch: uniform actions, then an update after
 each step of pi; a time limit is no terminal state. D4RL's datasets come from such trainings.
@@ -20,17 +18,17 @@ for actions that the data lack, where it extrapolates, and (3) seeks those that 
 the next episode would try them and correct Q; here nothing does, and (1) feeds Q its own errors.
 
 As rlkit, D4RL's learner (github rail-berkeley/rlkit @ ac45a9d, sac.py):
-- All losses see the networks as they were before the update. Deviations within e^-20 .. e^2.
+- All losses see the networks as they were before the update. Q' is a slow copy of Q.
 - Networks, and the entropy, see actions as parts of their bounds, in [-1, 1].
 Unlike it:
-- PyTorch's initial weights, not tiny last layers. --random-steps uniform actions before all, theirs
-  are 1,000 of the untrained pi, and an update after each step, not 1,000 after each 1,000.
+- PyTorch's initial weights, not tiny last layers. An update after each step, not 1,000 after each
+  1,000; before all --random-steps uniform actions, not 1,000 of the untrained pi.
 - The buffer keeps every step. All `--num-seeds` train at once as batched products, each with its
   own environment, buffer, weights and temperature.
 
     python algorithms/sac.py --env Hopper-v4 --num-updates 300000 --snapshot-every 1000     # online
     python algorithms/sac.py --env Pendulum-v1 --random-steps 1000 --num-updates 10000    # minutes
-    python algorithms/sac.py --env rebuilt/hopper/medium-v0        # offline: Q grows, scores do not
+    python algorithms/sac.py --env rebuilt/hopper/medium-v0                   # offline: it fails
 """
 
 import math
@@ -97,15 +95,14 @@ class MLP(nn.Module):
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
-        *hidden, (last_bias, last_weight) = zip(self.biases, self.weights)
+        *hidden, (b, w) = zip(self.biases, self.weights)
         for i, (bias, weight) in enumerate(hidden):
             x = torch.baddbmm(bias, x, weight)
             if len(self.gains):
                 x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
             x = F.relu(x)
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
-            return torch.baddbmm(last_bias, x.to(last_weight), last_weight).unflatten(
-                0, (-1, self.heads))
+            return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
 class TanhGaussian(nn.Module):
     """Eq. 5: a Gaussian pi(a|s) pressed into [-1, 1], both its mean and its deviation learned."""
@@ -120,7 +117,7 @@ class TanhGaussian(nn.Module):
     def forward(self, s, noise):
         """An action (N, B, act) in parts of its bounds, and its log density (N, B)."""
         mean, log_std = self.net(s).squeeze(1).chunk(2, -1)
-        log_std = log_std.clamp(-20, 2)
+        log_std = log_std.clamp(-20, 2)  # as rlkit
         x = mean + log_std.exp() * noise
         # log(1 - tanh(x)^2), which narrows the density, in a form that does not underflow
         log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
@@ -142,8 +139,7 @@ class SAC(nn.Module):
         self.optimizers = {"critic": adam(self.critic.parameters(), args.lr),
                            "policy": adam(self.policy.parameters(), args.lr),
                            "temperature": adam([self.log_alpha], args.lr)}
-        phase = "online" if args.online_steps else "train"
-        self.phases = [(phase, args.num_updates, self.update)]
+        self.phases = [("online" if args.online_steps else "train", args.num_updates, self.update)]
 
     def explore(self, obs, noise):
         """An action of pi for standard normal noise, (N, E, obs) -> (N, E, act)."""
@@ -193,19 +189,17 @@ import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-D4RL_FILES = dict(  # half of their SHA-256 (from the d4rl builders of TensorFlow Datasets)
-    halfcheetah="""random 25407aef85b5d16c0f36b4149341edb4 medium 41324e8487a9556d8cfa4538827f8937
-    medium-replay 48d494a4770c11f48260736dec090b78 medium-expert 015db75dae5bbe8e94029b71fa0bafc2
-    expert d9fe53bb994eb1e20a99b4fa3412cd76 full-replay 27fdf7ea86e5a2cbd24d611ae9e703c8""",
-    hopper="""random 63103ef7059db4c0819bd054f4e83ff3 medium 5bdf1bc4a713c82941de44633df669b3
-    medium-replay e121c5f7c9857a307baa9edc6a2c3b48 medium-expert 9d51ad87f8c905be3880d84c6140bcdb
-    expert 01aa219a5f8eea5e639eccdc636ec2bf full-replay 56baf95963c51c1e964049a974566c50""",
-    walker2d="""random 4e863bb6090cf4a461548bd470564b32 medium cf00f43add04c17fdfc2958dd581dea0
-    medium-replay e75de96a4f77acf7d4e0d6fdf0d7ccb1 medium-expert 6b8d7f868c45bbaedf460be797fb7271
-    expert 2985dc3d436a8baa10e8f43f946fe1d7 full-replay f2720f9d27b2acef6ec9a7d9ad3b80b6""")
+# By kind and environment, the first 96 bits of the SHA-256 (d4rl builders of TensorFlow Datasets)
+D4RL_FILES = """random 25407aef85b5d16c0f36b414 63103ef7059db4c0819bd054 4e863bb6090cf4a461548bd4
+medium        41324e8487a9556d8cfa4538 5bdf1bc4a713c82941de4463 cf00f43add04c17fdfc2958d
+medium-replay 48d494a4770c11f48260736d e121c5f7c9857a307baa9edc e75de96a4f77acf7d4e0d6fd
+medium-expert 015db75dae5bbe8e94029b71 9d51ad87f8c905be3880d84c 6b8d7f868c45bbaedf460be7
+expert        d9fe53bb994eb1e20a99b4fa 01aa219a5f8eea5e639eccdc 2985dc3d436a8baa10e8f43f
+full-replay   27fdf7ea86e5a2cbd24d611a 56baf95963c51c1e964049a9 f2720f9d27b2acef6ec9a7d9"""
 D4RL_FILES = {
     f"{env}-{kind}-v2": (f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5", sha256)
-    for env, text in D4RL_FILES.items() for kind, sha256 in re.findall(r"(\S+) (\S+)", text)}
+    for kind, *row in map(str.split, D4RL_FILES.splitlines())
+    for env, sha256 in zip(("halfcheetah", "hopper", "walker2d"), row)}
 D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
 # Environment and the returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py).
@@ -562,10 +556,9 @@ class OnlineRun(Run):
     def use(self, rows: dict) -> None:
         """The dataset, and room for each seed's own steps."""
         super().use(rows)
-        (self.shared, width), self.room = self.table.shape, self.args.online_steps or 0
-        own = torch.zeros(len(self.seeds) * self.room, width, device=self.device)
-        self.table = torch.cat([self.table, own])
-        self.own = self.table[self.shared:].view(len(self.seeds), self.room, width)
+        self.shared, self.room = len(self.table), self.args.online_steps or 0
+        self.table = F.pad(self.table, (0, 0, 0, len(self.seeds) * self.room))
+        self.own = self.table[self.shared:].unflatten(0, (len(self.seeds), self.room))
 
     def draw(self, number: int) -> torch.Tensor:
         """Rows of the dataset and of that seed's steps so far, each as likely: (B,)."""
@@ -580,13 +573,12 @@ class OnlineRun(Run):
         if self.online:
             self.execution = self.execution.replace("capture", "compile")  # no graph holds MuJoCo
             self.file = open(Path(self.args.run_dir, "online.bin"), "r+b" if self.step else "w+b")
-            # by step and seed, float32; the last column says whether the episode ends
-            shape = self.step, len(self.seeds), self.table.shape[1] + 1
-            steps = np.fromfile(self.file, np.float32, math.prod(shape))
-            if len(steps) < math.prod(shape):
+            # of each step a row per seed; the last column says whether the episode ends
+            rows = np.dtype((np.float32, (len(self.seeds), self.table.shape[1] + 1)))
+            steps = np.fromfile(self.file, rows, self.step).swapaxes(0, 1)
+            if steps.shape[1] < self.step:
                 raise SystemExit(f"{self.file.name} ends before update {self.step}, to which the "
                                  "run came: put the whole file back or choose another --run-dir")
-            steps = steps.reshape(shape).swapaxes(0, 1)
             self.own[:, :self.step] = torch.from_numpy(steps[..., :-1]).to(self.device)
             self.envs, self.obs = [make_env(self.task) for _ in self.seeds], []
             actions = slice(self.task["obs_dim"], self.task["obs_dim"] + self.task["act_dim"])
@@ -622,8 +614,7 @@ class OnlineRun(Run):
         super().once(number)
 
 class ScratchRun(OnlineRun):
-    """An online run from nothing: the "dataset" are each seed's own random steps. Keeps snapshots.
-    """
+    """An online run from nothing: the dataset is each seed's own random steps. Keeps snapshots."""
 
     @staticmethod
     def load(args: Args) -> tuple[dict, dict]:
@@ -634,8 +625,7 @@ class ScratchRun(OnlineRun):
         text = spec.to_json() if isinstance(spec.entry_point, str) else None
         task = {"name": args.env, "source": "random actions", "ref_min": None, "ref_max": None,
                 "env_id": spec.id, "env_spec": text, "horizon": spec.max_episode_steps}
-        env = make_env(task)
-        box = env.action_space
+        box = (env := make_env(task)).action_space
         if not (isinstance(box, gym.spaces.Box) and box.is_bounded()):
             raise SystemExit(f"{args.env}: its actions are {box}; SAC needs a Box with bounds")
         for seed in range(args.seed, args.seed + args.num_seeds):
@@ -647,7 +637,7 @@ class ScratchRun(OnlineRun):
                 cut |= step == args.random_steps  # pi begins with an episode of its own
                 steps.append((obs, action, reward, over, cut, following))
                 obs = env.reset()[0] if over or cut else following
-        columns = [np.array(column, np.float32) for column in zip(*steps)]
+        columns = (np.array(column, np.float32) for column in zip(*steps))
         return to_rows(dict(zip(KEYS, columns)), task)
 
     def begin(self) -> None:
@@ -659,9 +649,9 @@ class ScratchRun(OnlineRun):
         """Rows of the dataset; online, of that seed's random steps and its own so far: (B,)."""
         if not self.online:
             return super().draw(number)
-        first, size = self.args.random_steps, (self.args.batch_size,)
-        rows = torch.randint(first + self.step + 1, size, device=self.device,
-                             generator=self.generators[number])
+        first, generator = self.args.random_steps, self.generators[number]
+        rows = torch.randint(first + self.step + 1, (self.args.batch_size,), generator=generator,
+                             device=self.device)
         own = self.shared + number * self.room - first
         return rows + torch.where(rows < first, number * first, own)
 
@@ -672,10 +662,10 @@ class ScratchRun(OnlineRun):
             super().advance(min(end - self.step, every - self.step % every))
             if self.step % every == 0:
                 torch.save(self.agent.policy.state_dict(), buffer := io.BytesIO())
-                path = Path(self.args.run_dir, "snapshots", f"{self.step}.pt")
-                path.parent.mkdir(exist_ok=True)
-                path.with_suffix(".part").write_bytes(buffer.getvalue())
-                path.with_suffix(".part").rename(path)
+                part = Path(self.args.run_dir, "snapshots", f"{self.step}.part")
+                part.parent.mkdir(exist_ok=True)
+                part.write_bytes(buffer.getvalue())
+                part.rename(part.with_suffix(".pt"))
 
 def train(run: Run) -> None:
     """From where `run` stands to its end: updates, curves, evaluations, checkpoints."""

@@ -249,6 +249,8 @@ def test_a_perfect_guide_is_near_reachable_and_no_higher():
                                        found["in_box_recorded"][who][region], atol=1e-6)
     assert (found["seen"]["cut"]["inside"] < 0.5).all()  # the box's middle was never seen
     assert (found["seen"]["control"]["inside"] > 0.9).all()
+    assert (found["seen_recorded"]["cut"]["inside"] < 0.5).all()
+    assert (found["seen_recorded"]["control"]["inside"] > 0.9).all()
     assert found["rises_recorded_own"]["cut"]["inside"].mean() == 1  # tanh(s) > 0 where s > 0.5
 
 
@@ -434,13 +436,17 @@ def test_the_commands_end_to_end(runs, por, capsys):
     last = (whole / "checkpoint.pt").read_bytes()
     assert (whole / kept[1]).read_bytes() == last != (whole / kept[0]).read_bytes()
 
-    words = ["--cut", str(without), "--control", str(whole), "--states", "40"]
+    words = ["--cut", str(without), "--control", str(whole), "--states", "999"]
     por_guide.main(["beyond", *words, "--out", "b1"])
     assert "distance" in capsys.readouterr().out
     por_guide.main(["beyond", *words, "--out", "b2"])
     one, two = (json.loads(Path(f"{name}.json").read_text()) for name in ("b1", "b2"))
     assert one["measures"] == two["measures"] and one["differences"] == two["differences"]
-    assert one["states"] == {"inside": 40, "outside": 40} and one["seeds"] == [0, 1]
+    episodes, _ = por_guide.read_episodes(SOURCE)
+    s, _, s2 = por_guide.transitions(episodes[3::4])
+    begins, ends = (por_guide.inside(x, por_guide.parse_box(BOX, 8)) for x in (s, s2))
+    assert one["states"] == {"inside": begins.sum(), "outside": (~begins & ~ends).sum()}
+    assert (~begins & ends).any() and one["seeds"] == [0, 1]
     for who in "cut", "control":
         path = {"cut": without, "control": whole}[who]
         task = json.loads((path / "result.json").read_text())["task"]
