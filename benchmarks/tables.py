@@ -52,8 +52,9 @@ GROUPS = {
     "D4RL's own data": "D4RL's files, verified by SHA-256. *Paper* and *best re-run* are for the "
     "same dataset and version and a run of 1,000,000 updates; their sources and doubts are in "
     "[PAPER_SCORES.md](benchmarks/PAPER_SCORES.md).",
-    "Rebuilt data": "Made by D4RL's recipe with our own behaviour policies, **not** D4RL's files: "
-    "no published number belongs beside these scores, so there is no such column.",
+    "Rebuilt data": "Made by D4RL's recipe with behaviour policies of our own (AntMaze: with D4RL's "
+    "ant), **not** D4RL's files: no published number belongs beside these scores, so there is no "
+    "such column.",
     "Minari's data": "Minari's own datasets; the papers did not use them.",
     "Other data": "Data of other origin; the papers did not use them."}
 
