@@ -316,7 +316,10 @@ def test_percent_bc_has_a_name_of_its_own(folder):
 
 def test_settings_are_read_from_every_script(monkeypatch):
     monkeypatch.undo()  # the fixture's stand-in
-    for path in sorted((ROOT / "algorithms").glob("*.py")):
+    scripts = [path for path in sorted((ROOT / "algorithms").glob("*.py"))
+               if path.name != "por_four_room.py"]  # which takes no dataset: no row of these tables
+    assert len(scripts) > 6
+    for path in scripts:
         defaults, names, rows = tables.script_settings(path)
         assert defaults["env"] and all(len(row) == 1 + len(names) for row in rows), path
 
