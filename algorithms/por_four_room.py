@@ -566,9 +566,9 @@ def draw(lab: Lab, part: str, results: dict) -> bytes:
                                 figsize=(13, 5.6 if part == "stitching" else 7))
     for axes, (name, variant) in zip(grid.flat, PANELS[part]):
         r, (world, path, arrived, drowned) = results[name][variant], lab.paths[name, variant]
-        length = r["steps_to_goal"]["mean"] or math.nan
+        length = r["steps_to_goal"]["mean"]
         axes.set_title(f"{name}: {variant}\nsuccess {r['success']['mean']:.2f}"
-                       + f", {length:.1f} steps" * (length > 0), fontsize=10)
+                       + (f", {length:.1f} steps" if length else ""), fontsize=10)
         x, y = world.middle + 0.5
         tiles = [[matplotlib.colors.to_rgba(TILES[tile][0]) for tile in row] for row in world.map]
         axes.imshow(tiles, origin="lower", extent=(-x, x, -y, y), zorder=1)

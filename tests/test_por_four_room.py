@@ -6,7 +6,6 @@
 import copy
 import itertools
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -453,7 +452,12 @@ def test_bad_input_is_refused_in_one_line(run, args, word):
 def test_older_results_stay_whole_until_new_ones_are(run, monkeypatch):
     assert run("--part", "stitching", "--out", "x").code == 0
     before = {p.name: p.read_bytes() for p in Path("x").iterdir()}
-    monkeypatch.setattr(demo.Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    def half(path, content):  # as on a full disk
+        with open(path, "wb") as file:
+            file.write(content[:100])
+        raise OSError("full")
+
+    monkeypatch.setattr(demo.Path, "write_bytes", half)
     with pytest.raises(OSError):
         run("--part", "stitching", "--out", "x", "--seed", 3)
     assert before == {p.name: p.read_bytes() for p in Path("x").iterdir()}
@@ -462,9 +466,9 @@ def test_older_results_stay_whole_until_new_ones_are(run, monkeypatch):
 def test_stopped_it_leaves_nothing_half_written(isolated):
     command = [sys.executable, ROOT / "algorithms" / "por_four_room.py", "--num-updates", "100000",
                "--out", "x"]
-    process = subprocess.Popen([str(c) for c in command], cwd=isolated, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+    process = subprocess.Popen(  # a shell's background processes inherit that SIGINT is ignored
+        [str(c) for c in command], cwd=isolated, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         process.stdout.readline()  # the device's line: training begins
         time.sleep(1)
