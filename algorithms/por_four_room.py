@@ -582,14 +582,14 @@ def draw(lab: Lab, part: str, results: dict) -> bytes:
                         vmin=-60, vmax=10, zorder=0)
             axes.quiver(*moves[:, :2].T, *(moves[:, 2:] - moves[:, :2]).T, color=GREEN, alpha=0.45,
                         angles="xy", scale_units="xy", scale=1, width=0.0025, zorder=2)
-        for i, e in np.ndindex(len(path), min(6, path.shape[1])):
+        for i, e in np.ndindex(len(path), min(5, path.shape[1])):
             color = GREEN if arrived[i, e] else RED if drowned[i, e] else ORANGE
             color = color if part == "tasks" else BLUE if variant == "action-stitching" else RED
             shift = 0.07 * (i - (len(path) - 1) / 2) * world.whole_cells  # seeds side by side
             axes.plot(*(path[i, e, :, :2].T + shift), color=color, lw=1, alpha=0.6, zorder=4)
             axes.plot(*(path[i, e, -1, :2] + shift), "o", ms=3, color=color, zorder=5)
     figure.suptitle(f"paths of all seeds, a dot where one ends; {TITLES[part]}", fontsize=11)
-    figure.savefig(buffer := io.BytesIO(), format="png", dpi=100)
+    figure.savefig(buffer := io.BytesIO(), format="png", dpi=85)
     plt.close(figure)
     return buffer.getvalue()
 
