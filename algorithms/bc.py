@@ -475,7 +475,7 @@ def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     execution = {"auto": "capture" if cuda else "eager"}.get(args.execution, args.execution)
     if execution == "capture" and not cuda:
         raise SystemExit("--execution capture records CUDA graphs; it needs --device cuda")
-    # On CPUs "medium" means oneDNN: fp32, and on AMD twice as fast as MKL, unless the CPU has bf16
+    # On CPUs "medium" means oneDNN: fp32, and on AMD faster than MKL, unless the CPU has bf16
     # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" is TF32.
     torch.set_float32_matmul_precision("high" if cuda else "medium")
     error = lambda: (x @ x / (x.double() @ x.double()) - 1).abs().max().item()
