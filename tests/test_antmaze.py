@@ -273,7 +273,10 @@ def test_rewarded_is_one_point_of_the_task(weights, monkeypatch):
     goals = [mazes.rewarded_goal("umaze", seed) for seed in range(20)]
     assert len({tuple(goal) for goal in goals}) == 20
     assert all(((goal >= [0, 8]) & (goal <= [1.5, 9.5])).all() for goal in goals)
-    monkeypatch.setattr(mazes, "rewarded_goal", lambda maze, seed: np.array([0.0, 0.45]))
+    recipe = ANT_RECIPES["antmaze-umaze"]  # has a point of its own, a goal of the task, too
+    assert all(0 <= x - cell <= 1.5 for x, cell in zip(recipe.rewarded, (0, 8)))
+    near_start = dataclasses.replace(recipe, rewarded=(0.0, 0.45))
+    monkeypatch.setitem(ANT_RECIPES, "antmaze-umaze", near_start)
     episode, = collect_shard("antmaze-umaze", weights, [0, 0], 1)
     near = np.linalg.norm(episode["observations"][1:, :2] - [0, 0.45], axis=1) <= 0.5
     assert 0 < near.sum() < 701  # it does not end there
