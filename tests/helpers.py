@@ -95,3 +95,39 @@ def same_end(folder: Path, one: str, other: str) -> None:
     keys = ("agent", "optimizers", "generators", "evaluations", "phase", "step", "finished")
     assert states[0]["finished"] and len(states[0]["generators"]) == 2
     assert differing(*({key: state[key] for key in keys} for state in states)) == []
+
+
+# ---- Parity with other people's code: what is drawn, stored and compared ----
+
+def uniform(rng, low: float, high: float, *shape: int) -> np.ndarray:
+    """Uniform numbers: NumPy promises their stream for longer than that of normal ones."""
+    return low + (high - low) * rng.random(shape)
+
+
+def shorten(numbers) -> list[float]:
+    """Nine digits are far finer than any tolerance here."""
+    return [float(f"{x:.9g}") for x in numbers]
+
+
+def digest(tensors: dict) -> dict:
+    """Norm and up to four entries of each tensor."""
+    spread = lambda x: x.ravel()[np.unique(np.linspace(0, x.size - 1, 4).astype(int))]
+    return {k: shorten([np.linalg.norm(x), *spread(x)]) for k, x in tensors.items()}
+
+
+def differences(ours: dict, golden: dict, tolerance: float) -> list[str]:
+    """Every recorded number that ours misses by more than tolerance * max(1, |number|)."""
+    found = []
+    for kind, steps in golden.items():
+        for step, expected in steps.items():
+            mine = ours[kind][step]
+            if kind == "losses":
+                expected, mine = {"losses": expected}, {"losses": mine}
+            assert mine.keys() == expected.keys()
+            for name, numbers in expected.items():
+                a, b = np.array(mine[name]), np.array(numbers)
+                assert a.shape == b.shape, (step, name)
+                worst = (abs(a - b) / np.maximum(1, abs(b))).max()
+                if not worst <= tolerance:
+                    found.append(f"after update {step}, {name}: off by {worst:.1e}")
+    return found

@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 import por  # noqa: E402
+from helpers import digest, shorten, uniform  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "por.json"
 REPOSITORY = "https://github.com/ryanxhr/POR"
@@ -49,11 +50,6 @@ TOLERANCE = {"float64": 1e-6, "float32": 1e-3}
 
 
 # ---- The recipe ----
-
-def uniform(rng, low: float, high: float, *shape: int) -> np.ndarray:
-    """Uniform numbers: NumPy promises their stream for longer than that of normal ones."""
-    return low + (high - low) * rng.random(shape)
-
 
 def draw_network(rng, dims, layer_norm=False, outside=None) -> dict:
     """Tensors of one network as the authors store them: their order, their (out, in) weights."""
@@ -93,17 +89,6 @@ def draw_batches(case: dict, seed: int, phase: int) -> list[dict]:
             "rewards": uniform(rng, -1, 3, size), "terminals": 1.0 * (rng.random(size) < 0.1),
             "noise": uniform(rng, -(3**0.5), 3**0.5, size, obs_dim), "known": np.ones(size)})
     return batches
-
-
-def digest(tensors: dict) -> dict:
-    """Norm and up to four entries of each tensor."""
-    spread = lambda x: x.ravel()[np.unique(np.linspace(0, x.size - 1, 4).astype(int))]
-    return {k: shorten([np.linalg.norm(x), *spread(x)]) for k, x in tensors.items()}
-
-
-def shorten(numbers) -> list[float]:
-    """Nine digits are far finer than any tolerance here."""
-    return [float(f"{x:.9g}") for x in numbers]
 
 
 def phases(case: dict) -> list[str]:

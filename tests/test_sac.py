@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 import sac  # noqa: E402
-from helpers import curves, differing, result_of, same_end, stop_when  # noqa: E402
+from helpers import (  # noqa: E402
+    curves, differences, differing, digest, result_of, same_end, shorten, stop_when, uniform)
 
 GOLDEN = ROOT / "tests" / "golden" / "sac.json"
 REPOSITORY = "https://github.com/rail-berkeley/rlkit"
@@ -49,11 +50,6 @@ TOLERANCE = {"float64": 1e-6, "float32": 1e-3}  # relative to max(1, |rlkit's nu
 
 
 # ---- The recipe ----
-
-def uniform(rng, low: float, high: float, *shape: int) -> np.ndarray:
-    """Uniform numbers: NumPy promises their stream for longer than that of normal ones."""
-    return low + (high - low) * rng.random(shape)
-
 
 def draw_weights(case: dict, seed: int) -> dict:
     """(out, in) weights and biases. Targets are drawn apart: a mix-up with them must show."""
@@ -77,17 +73,6 @@ def draw_data(case: dict, seed: int) -> tuple[dict, list[dict]]:
     updates = [{"index": (n * rng.random(size)).astype(int),
                 "noise": uniform(rng, -3, 3, size, 2 * case["act_dim"])} for _ in range(UPDATES)]
     return rows, updates
-
-
-def digest(tensors: dict) -> dict:
-    """Norm and up to four entries of each tensor."""
-    spread = lambda x: x.ravel()[np.unique(np.linspace(0, x.size - 1, 4).astype(int))]
-    return {k: shorten([np.linalg.norm(x), *spread(x)]) for k, x in tensors.items()}
-
-
-def shorten(numbers) -> list[float]:
-    """Nine digits are far finer than any tolerance here."""
-    return [float(f"{x:.9g}") for x in numbers]
 
 
 def note(result: dict, step: int, losses: list, parameters: dict) -> None:
@@ -250,24 +235,6 @@ def golden() -> dict:
     content = json.loads(GOLDEN.read_text())
     assert content["cases"] == CASES and content["updates"] == UPDATES, "golden/sac.json is old"
     return content["results"]
-
-
-def differences(ours: dict, golden: dict, tolerance: float) -> list[str]:
-    """Every recorded number that ours misses by more than tolerance * max(1, |number|)."""
-    found = []
-    for kind, steps in golden.items():
-        for step, expected in steps.items():
-            mine = ours[kind][step]
-            if kind == "losses":
-                expected, mine = {"losses": expected}, {"losses": mine}
-            assert mine.keys() == expected.keys()
-            for name, numbers in expected.items():
-                a, b = np.array(mine[name]), np.array(numbers)
-                assert a.shape == b.shape, (step, name)
-                worst = (abs(a - b) / np.maximum(1, abs(b))).max()
-                if not worst <= tolerance:
-                    found.append(f"after update {step}, {name}: off by {worst:.1e}")
-    return found
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 import spot  # noqa: E402
-from helpers import result_of, same_end  # noqa: E402
+from helpers import digest, result_of, same_end, shorten, uniform  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "spot.json"
 REPOSITORY = "https://github.com/thuml/SPOT"
@@ -59,11 +59,6 @@ MILLION = 1_000_000  # over which their lambda cools
 
 
 # ---- The recipe ----
-
-def uniform(rng, low: float, high: float, *shape: int) -> np.ndarray:
-    """Uniform numbers: NumPy promises their stream for longer than that of normal ones."""
-    return low + (high - low) * rng.random(shape)
-
 
 def draw_weights(case: dict, seed: int) -> dict:
     """(out, in) weights and biases. Targets are drawn apart: a mix-up with them must show."""
@@ -105,17 +100,6 @@ def draw_data(case: dict, seed: int) -> tuple[dict, list[dict]]:
                | {k: uniform(rng, -far, far, size, count) for k, (far, count) in sizes.items()}
                for _ in range(2 * UPDATES)]
     return rows, updates
-
-
-def digest(tensors: dict) -> dict:
-    """Norm and up to four entries of each tensor."""
-    spread = lambda x: x.ravel()[np.unique(np.linspace(0, x.size - 1, 4).astype(int))]
-    return {k: shorten([np.linalg.norm(x), *spread(x)]) for k, x in tensors.items()}
-
-
-def shorten(numbers) -> list[float]:
-    """Nine digits are far finer than any tolerance here."""
-    return [float(f"{x:.9g}") for x in numbers]
 
 
 def note(result: dict, step: int, losses: list, parameters: dict) -> None:
