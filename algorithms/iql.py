@@ -141,7 +141,7 @@ class IQL(nn.Module):
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.float64))
         self.to(device)
-        self.optimizers = {name: adam(getattr(self, name).parameters(), args.lr)
+        self.optimizers = {name: Adam(getattr(self, name).parameters(), args.lr)
                            for name in ("value", "critic", "policy")}
         self.phases = [("train", args.num_updates, self.update)]
         if args.online_steps:
@@ -417,22 +417,38 @@ for maze in MAZES:  # registered as a class: a script that runs cannot be import
     gym.register(f"AntMaze-{maze}-v2", AntMaze, kwargs={"maze": maze},
                  max_episode_steps=700 if maze == "umaze" else 1000)
 
-def adam(parameters, lr: float) -> torch.optim.Adam:
-    """Adam with its rate in a tensor, which a schedule can change inside a CUDA graph."""
-    parameters = list(parameters)
-    rate = torch.tensor(lr, device=parameters[0].device)
-    return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=rate.is_cuda)
+class Adam:
+    """Adam (Kingma and Ba, 2015, Algorithm 1), as torch.optim's, whose step no compiled graph can
+    hold: with this one an update's losses, gradients and steps are one graph. The rate is a tensor,
+    which a schedule can change inside a CUDA graph."""
 
-def minimize(optimizer: torch.optim.Adam, loss) -> None:
+    def __init__(self, weights, lr: float):
+        self.weights = list(weights)
+        self.means, self.squares = ([torch.zeros_like(w) for w in self.weights] for _ in range(2))
+        self.lr = torch.tensor(lr, device=self.weights[0].device)
+        self.count = torch.zeros_like(self.lr, dtype=torch.float64)
+        self.state = [self.lr, self.count, *self.means, *self.squares]  # what a checkpoint holds
+
+    @torch.no_grad()
+    def step(self, gradients) -> None:
+        """w <- w - lr mean / (sqrt(square) + eps), mean and square without their bias."""
+        self.count.add_(1)
+        torch._foreach_lerp_(self.means, gradients, 1 - 0.9)
+        torch._foreach_mul_(self.squares, 0.999)
+        torch._foreach_addcmul_(self.squares, gradients, gradients, 1 - 0.999)
+        roots = torch._foreach_sqrt(self.squares)
+        torch._foreach_div_(roots, (1 - 0.999**self.count).sqrt())
+        torch._foreach_add_(roots, 1e-8)
+        torch._foreach_mul_(roots, (1 - 0.9**self.count) / -self.lr)
+        torch._foreach_addcdiv_(self.weights, self.means, roots)
+
+def minimize(optimizer: Adam, loss) -> None:
     """One step down the losses (N,); seeds share no weight, so the sum's gradient is each one's."""
-    weights = optimizer.param_groups[0]["params"]
-    for weight, gradient in zip(weights, torch.autograd.grad(loss.sum(), weights)):
-        weight.grad = gradient
-    optimizer.step()
+    optimizer.step(torch.autograd.grad(loss.sum(), optimizer.weights))
 
-def cosine(optimizer: torch.optim.Adam, lr: float, step, total: int) -> None:
+def cosine(optimizer: Adam, lr: float, step, total: int) -> None:
     """Set the rate to lr (1 + cos(pi step / total)) / 2, as CosineAnnealingLR does."""
-    optimizer.param_groups[0]["lr"].copy_(lr / 2 * (1 + torch.cos(math.pi / total * step)))
+    optimizer.lr.copy_(lr / 2 * (1 + torch.cos(math.pi / total * step)))
 
 def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
     """target <- (1 - rate) target + rate source."""
@@ -474,10 +490,9 @@ def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" is TF32.
     torch.set_float32_matmul_precision("high" if cuda else "medium")
     error = lambda: (x @ x / (x.double() @ x.double()) - 1).abs().max().item()
-    rounds = not cuda and error() > 1e-5
-    if args.precision == "fp32" or args.precision == "auto" and rounds:
+    if args.precision == "fp32" or not cuda and error() > 1e-5:
         torch.set_float32_matmul_precision("highest")
-    autocast = args.precision == "bf16" and not rounds  # rounding products need no autocast
+    autocast = args.precision == "bf16"
     print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; largest error of "
           f"matrix products {error():.0e}" + ", bf16 autocast" * autocast)
     return device, execution, autocast
@@ -525,8 +540,12 @@ class Run:
 
     def begin(self) -> None:
         """Make the phase's updates, which take turns, the ones that advance() runs."""
-        eager, updates = self.execution == "eager", self.agent.phases[self.phase][2:]
-        self.updates = [torch.compile(update, disable=eager) for update in updates]
+        if not (eager := self.execution == "eager"):
+            torch._dynamo.config.trace_autograd_ops = True  # else a gradient splits the graph
+        # a loss must not leave the graph with its history, which its gradient has used up
+        detached = lambda update: lambda batch: {k: v.detach() for k, v in update(batch).items()}
+        self.updates = [torch.compile(detached(update), fullgraph=True, disable=eager)
+                        for update in self.agent.phases[self.phase][2:]]
         self.graph, self.began, self.sums = None, self.step, None
         if self.execution == "capture":  # no graph records the default stream: leave it for good
             torch.cuda.synchronize(self.device)
@@ -537,7 +556,7 @@ class Run:
         with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
             stats = self.updates[number % len(self.updates)](self.batch())
         if stats:
-            new = torch.stack([v.detach().float() for v in stats.values()])
+            new = torch.stack([v.float() for v in stats.values()])
             new = torch.cat([new, torch.ones_like(new[:1])])  # the last row counts
             self.names, self.sums = [*stats], new if self.sums is None else self.sums.add_(new)
 
@@ -593,7 +612,7 @@ class Run:
                   "final": self.evaluations[-1] if finished else None, "last_ten_scores": last,
                   "evaluations": self.evaluations, "parts": self.parts}
         torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
-                    "optimizers": {k: o.state_dict() for k, o in self.agent.optimizers.items()},
+                    "optimizers": {k: o.state for k, o in self.agent.optimizers.items()},
                     "generators": [g.get_state() for g in self.generators]}, buffer := io.BytesIO())
         part, text = Path(self.args.run_dir, "part"), json.dumps(result, indent=1).encode()
         try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
@@ -606,9 +625,9 @@ class Run:
     def restore(self, state: dict) -> None:
         """Go back to what save() stored, possibly on another device."""
         self.agent.load_state_dict(state["agent"])
-        for name, optimizer in self.agent.optimizers.items():  # with this device's own flags
-            groups = optimizer.state_dict()["param_groups"]
-            optimizer.load_state_dict(state["optimizers"][name] | {"param_groups": groups})
+        for name, optimizer in self.agent.optimizers.items():
+            for own, stored in zip(optimizer.state, state["optimizers"][name], strict=True):
+                own.copy_(stored)
         self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
         self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
         if state["device"] == self.device.type:  # others draw differently: start anew

@@ -112,7 +112,7 @@ class ActionStitching(nn.Module):
         self.register_buffer("step", torch.zeros((), dtype=torch.float64))
         self.phases = [("train", args.num_updates, self.update)]
         self.to(device)
-        self.optimizer = adam(self.policy.parameters(), args.policy_lr)
+        self.optimizer = Adam(self.policy.parameters(), args.policy_lr)
 
     def act(self, obs):
         """The likeliest action, (N, E, obs) -> (N, E, act)."""
@@ -138,7 +138,7 @@ def reuse(agent, old, unseen: list[int]) -> None:
     obs_dim, agent.execute = old.guide.log_std.shape[-1], copy.deepcopy(old.execute)
     agent.execute.requires_grad_(False)
     agent.execute.net.weights[0][:, [i + part for i in unseen for part in (0, obs_dim)]] = 0
-    agent.optimizers["policies"] = adam(agent.guide.parameters(), agent.args.policy_lr)
+    agent.optimizers["policies"] = Adam(agent.guide.parameters(), agent.args.policy_lr)
 
 def show_stitching(lab) -> dict:
     """Success and steps of action-stitching and of POR with both guides, on both sets of lanes."""
@@ -361,12 +361,12 @@ class POR(nn.Module):
         self.phases = [("train", args.num_updates, self.update)]
         self.to(device)
         policies = [*self.guide.parameters(), *self.execute.parameters()]
-        self.optimizers = {"value": adam(self.value.parameters(), args.value_lr),
-                           "policies": adam(policies, args.policy_lr)}
+        self.optimizers = {"value": Adam(self.value.parameters(), args.value_lr),
+                           "policies": Adam(policies, args.policy_lr)}
         if self.behavior:  # Eq. 4 needs b before anything else
             first = args.behavior_updates or args.num_updates
             self.phases.insert(0, ("behavior", first, self.update_behavior))
-            self.optimizers["behavior"] = adam(self.behavior.parameters(), args.value_lr)
+            self.optimizers["behavior"] = Adam(self.behavior.parameters(), args.value_lr)
 
     def act(self, obs):
         """Eq. 7: the likeliest action towards the guide's goal, (N, E, obs) -> (N, E, act)."""
@@ -413,22 +413,38 @@ class POR(nn.Module):
         return {"loss/value": value_loss, "loss/guide": guide_loss, "loss/execute": execute_loss,
                 "value": v.mean((1, 2)), "weight": weight.mean(1)}
 
-def adam(parameters, lr: float) -> torch.optim.Adam:
-    """Adam with its rate in a tensor, which a schedule can change inside a CUDA graph."""
-    parameters = list(parameters)
-    rate = torch.tensor(lr, device=parameters[0].device)
-    return torch.optim.Adam(parameters, lr=rate, fused=True, capturable=rate.is_cuda)
+class Adam:
+    """Adam (Kingma and Ba, 2015, Algorithm 1), as torch.optim's, whose step no compiled graph can
+    hold: with this one an update's losses, gradients and steps are one graph. The rate is a tensor,
+    which a schedule can change inside a CUDA graph."""
 
-def minimize(optimizer: torch.optim.Adam, loss) -> None:
+    def __init__(self, weights, lr: float):
+        self.weights = list(weights)
+        self.means, self.squares = ([torch.zeros_like(w) for w in self.weights] for _ in range(2))
+        self.lr = torch.tensor(lr, device=self.weights[0].device)
+        self.count = torch.zeros_like(self.lr, dtype=torch.float64)
+        self.state = [self.lr, self.count, *self.means, *self.squares]  # what a checkpoint holds
+
+    @torch.no_grad()
+    def step(self, gradients) -> None:
+        """w <- w - lr mean / (sqrt(square) + eps), mean and square without their bias."""
+        self.count.add_(1)
+        torch._foreach_lerp_(self.means, gradients, 1 - 0.9)
+        torch._foreach_mul_(self.squares, 0.999)
+        torch._foreach_addcmul_(self.squares, gradients, gradients, 1 - 0.999)
+        roots = torch._foreach_sqrt(self.squares)
+        torch._foreach_div_(roots, (1 - 0.999**self.count).sqrt())
+        torch._foreach_add_(roots, 1e-8)
+        torch._foreach_mul_(roots, (1 - 0.9**self.count) / -self.lr)
+        torch._foreach_addcdiv_(self.weights, self.means, roots)
+
+def minimize(optimizer: Adam, loss) -> None:
     """One step down the losses (N,); seeds share no weight, so the sum's gradient is each one's."""
-    weights = optimizer.param_groups[0]["params"]
-    for weight, gradient in zip(weights, torch.autograd.grad(loss.sum(), weights)):
-        weight.grad = gradient
-    optimizer.step()
+    optimizer.step(torch.autograd.grad(loss.sum(), optimizer.weights))
 
-def cosine(optimizer: torch.optim.Adam, lr: float, step, total: int) -> None:
+def cosine(optimizer: Adam, lr: float, step, total: int) -> None:
     """Set the rate to lr (1 + cos(pi step / total)) / 2, as CosineAnnealingLR does."""
-    optimizer.param_groups[0]["lr"].copy_(lr / 2 * (1 + torch.cos(math.pi / total * step)))
+    optimizer.lr.copy_(lr / 2 * (1 + torch.cos(math.pi / total * step)))
 
 def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
     """target <- (1 - rate) target + rate source."""

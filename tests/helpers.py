@@ -99,6 +99,13 @@ def same_end(folder: Path, one: str, other: str) -> None:
 
 # ---- Parity with other people's code: what is drawn, stored and compared ----
 
+def cast(agent, dtype) -> None:
+    """Weights of an agent and the moments of its optimisers, which have not stepped yet."""
+    agent.to(dtype)
+    for optimizer in agent.optimizers.values():
+        optimizer.__init__(optimizer.weights, optimizer.lr.item())
+
+
 def uniform(rng, low: float, high: float, *shape: int) -> np.ndarray:
     """Uniform numbers: NumPy promises their stream for longer than that of normal ones."""
     return low + (high - low) * rng.random(shape)

@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "algorithms"))
 
 import iql  # noqa: E402
 from helpers import (  # noqa: E402
-    curves, differing, gaussian, headline, result_of, same_end, stop_when)
+    cast, curves, differing, gaussian, headline, result_of, same_end, stop_when)
 from test_parity import (TOLERANCE, UPDATES, differences, draw_network,  # noqa: E402
                          exact_products, note, uniform)  # noqa: F401
 
@@ -103,7 +103,7 @@ def run_ours(case: dict, seeds: list[int]) -> dict:
     generators = [torch.Generator().manual_seed(i) for i in seeds]
     agent = iql.IQL(args, case | bounds(case["act_dim"]), generators, CPU)
     dtype = getattr(torch, case["dtype"])
-    agent.to(dtype)
+    cast(agent, dtype)
     for n, seed in enumerate(seeds):
         weights, views = draw_weights(case, seed), slots(agent, n)
         given = {f"{net}.{k}": x for net, tensors in weights.items() for k, x in tensors.items()}

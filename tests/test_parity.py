@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 import por  # noqa: E402
-from helpers import digest, shorten, uniform  # noqa: E402
+from helpers import cast, digest, shorten, uniform  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "por.json"
 REPOSITORY = "https://github.com/ryanxhr/POR"
@@ -125,7 +125,7 @@ def run_ours(case: dict, seeds: list[int]) -> dict:
     generators = [torch.Generator().manual_seed(i) for i in seeds]
     agent = por.POR(args, case, generators, torch.device("cpu"))
     dtype = getattr(torch, case["dtype"])
-    agent.to(dtype)
+    cast(agent, dtype)
     for n, seed in enumerate(seeds):
         weights, views = draw_weights(case, seed), slots(agent, n)
         given = {f"{net}.{k}": x for net, tensors in weights.items() for k, x in tensors.items()}
