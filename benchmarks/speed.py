@@ -212,12 +212,13 @@ def dissect(script: ModuleType, run) -> tuple[float, list[Callable[[], None]]]:
 
     Returns the floating-point operations of one update's matrix products, on average over updates
     that take turns, and for each of them a function that steps the optimisers and moves the targets
-    that it does, with the gradients it left.
+    that it does, with gradients of zero.
     """
     minimize, move, turns = script.minimize, vars(script).get("move_target"), []
 
     def minimized(optimizer, loss):
-        turns[-1][0].append(optimizer)
+        gradients = [torch.zeros_like(weight) for weight in optimizer.weights]
+        turns[-1][0].append((optimizer, gradients))
         minimize(optimizer, loss)
 
     def moved(*args):
@@ -241,8 +242,8 @@ def dissect(script: ModuleType, run) -> tuple[float, list[Callable[[], None]]]:
 
     def stepper(optimizers, moves):
         def step():
-            for optimizer in optimizers:
-                optimizer.step()
+            for optimizer, gradients in optimizers:
+                optimizer.step(gradients)
             for args in moves:
                 move(*args)
         return step

@@ -97,6 +97,20 @@ def same_end(folder: Path, one: str, other: str) -> None:
     assert differing(*({key: state[key] for key in keys} for state in states)) == []
 
 
+def keep_gradients(agent):
+    """The agent, whose optimisers now leave the gradients of their last step in `.grad`."""
+    def kept(optimizer, step):
+        def keep_and_step(gradients):
+            for weight, gradient in zip(optimizer.weights, gradients, strict=True):
+                weight.grad = gradient
+            step(gradients)
+        return keep_and_step
+
+    for optimizer in agent.optimizers.values():
+        optimizer.step = kept(optimizer, optimizer.step)
+    return agent
+
+
 # ---- Parity with other people's code: what is drawn, stored and compared ----
 
 def cast(agent, dtype) -> None:

@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT / "algorithms"))
 
 import bc  # noqa: E402
 from helpers import (  # noqa: E402
-    command, curves, flat, headline, hopper_task, result_of, same_end, stop_when)
+    command, curves, flat, headline, hopper_task, keep_gradients, result_of, same_end, stop_when)
 from test_parity import differences, draw_network, note, uniform  # noqa: E402
 from test_parity import exact_products  # noqa: E402, F401 - a fixture that works by being here
 
@@ -315,7 +315,7 @@ def test_held_out_rows_move_nothing(policy):
 @pytest.mark.parametrize("policy", ["deterministic", "gaussian"])
 def test_a_seed_is_untouched_by_the_batches_of_the_others(policy):
     def trained(change: float) -> dict:
-        agent = make_agent(make_task(held_out=0.2), 3, policy=policy)
+        agent = keep_gradients(make_agent(make_task(held_out=0.2), 3, policy=policy))
         draw = torch.Generator().manual_seed(1)
         for _ in range(3):
             batch = {"observations": torch.randn(3, 32, 3, generator=draw),

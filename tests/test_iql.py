@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "algorithms"))
 
 import iql  # noqa: E402
 from helpers import (  # noqa: E402
-    cast, curves, differing, gaussian, headline, result_of, same_end, stop_when)
+    cast, curves, differing, gaussian, headline, keep_gradients, result_of, same_end, stop_when)
 from test_parity import (TOLERANCE, UPDATES, differences, draw_network,  # noqa: E402
                          exact_products, note, uniform)  # noqa: F401
 
@@ -311,7 +311,7 @@ def test_the_policys_rate_falls_as_a_cosine_unless_online_steps_follow(online_st
     agent, rates = make_agent(num_updates=4, lr=0.1, online_steps=online_steps), []
     for _ in range(5):
         agent.update(make_batch())
-        rates.append({k: o.param_groups[0]["lr"].item() for k, o in agent.optimizers.items()})
+        rates.append({k: o.lr.item() for k, o in agent.optimizers.items()})
     falling = 0.05 * (1 + np.cos(np.pi * np.arange(5) / 4))
     expected = [0.1] * 5 if online_steps else falling
     np.testing.assert_allclose([r["policy"] for r in rates], expected, atol=1e-7)
@@ -320,7 +320,7 @@ def test_the_policys_rate_falls_as_a_cosine_unless_online_steps_follow(online_st
 
 def test_a_seed_is_untouched_by_the_batches_of_the_others():
     def trained(change: float) -> dict:
-        agent = make_agent(3)
+        agent = keep_gradients(make_agent(3))
         for step in range(3):
             batch = make_batch(3, seed=step)
             for key in ("observations", "next_observations", "actions", "rewards"):

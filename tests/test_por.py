@@ -19,8 +19,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from helpers import (command, curves, flat, gaussian, headline, hopper_task, result_of, same_end,
-                     stop_when)
+from helpers import (command, curves, flat, gaussian, headline, hopper_task, keep_gradients,
+                     result_of, same_end, stop_when)
 
 pytestmark = pytest.mark.usefixtures("isolated")
 CPU = torch.device("cpu")
@@ -110,7 +110,7 @@ def test_the_policies_rate_falls_to_zero_as_a_cosine(por):
     rates = []
     for _ in range(5):
         agent.update(make_batch(agent))
-        rates.append(agent.optimizers["policies"].param_groups[0]["lr"].item())
+        rates.append(agent.optimizers["policies"].lr.item())
     np.testing.assert_allclose(rates, 0.05 * (1 + np.cos(np.pi * np.arange(5) / 4)), atol=1e-7)
 
 
@@ -193,7 +193,7 @@ def test_the_q_guide_climbs_v_near_the_data(por):
 def test_rows_without_a_known_next_state_teach_v_alone(por, guide):
     """With V frozen the guide could see such a row in no other way than by its own loss."""
     def gradients(change: str) -> tuple[dict, dict]:
-        agent = make_agent(por, guide=guide, value_lr=0.0)
+        agent = keep_gradients(make_agent(por, guide=guide, value_lr=0.0))
         batch = make_batch(agent)
         unknown = (batch["known"] == 0).nonzero(as_tuple=True)
         for key in change.split():
@@ -213,12 +213,32 @@ def test_rows_without_a_known_next_state_teach_v_alone(por, guide):
             assert torch.equal(stats[name], other_stats[name]), name
 
 
+def test_adam_is_torchs(por):
+    """With a rate that falls to 0, as the schedule's does at its end."""
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(size, generator=draw).double() for size in ((3, 4, 5), (3, 1, 5))]
+    mine, theirs = ([x.clone().requires_grad_() for x in start] for _ in range(2))
+    ours, adam = por.Adam(mine, 0.1), torch.optim.Adam(theirs, lr=0.1)
+    for step in range(50):
+        rate = 0.1 * (1 - step / 49)
+        ours.lr.fill_(rate)
+        adam.param_groups[0]["lr"] = rate
+        gradients = [torch.randn(x.shape, generator=draw).double() ** 3 for x in start]
+        for weight, gradient in zip(theirs, gradients):
+            weight.grad = gradient
+        ours.step(gradients)
+        adam.step()
+    for own, other, first in zip(mine, theirs, start):
+        torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-6)
+        assert (own - first).abs().max() > 0.5
+
+
 # ---- Seeds ----
 
 @pytest.mark.parametrize("guide", ["weighted", "q"])
 def test_a_seed_is_untouched_by_the_batches_of_the_others(por, guide):
     def trained(change: float) -> dict:
-        agent = make_agent(por, 3, guide=guide, layer_norm=True)
+        agent = keep_gradients(make_agent(por, 3, guide=guide, layer_norm=True))
         for step in range(3):
             batch = make_batch(agent, seed=step)
             for key in ("observations", "next_observations", "actions", "rewards", "noise"):

@@ -28,7 +28,8 @@ sys.path.insert(0, str(ROOT / "algorithms"))
 
 import sac  # noqa: E402
 from helpers import (  # noqa: E402
-    curves, differences, differing, digest, result_of, same_end, shorten, stop_when, uniform)
+    curves, differences, differing, digest, keep_gradients, result_of, same_end, shorten, stop_when,
+    uniform)
 
 GOLDEN = ROOT / "tests" / "golden" / "sac.json"
 REPOSITORY = "https://github.com/rail-berkeley/rlkit"
@@ -602,7 +603,7 @@ def test_snapshots_change_nothing():
 
 def test_a_seed_is_untouched_by_the_batches_of_the_others():
     def trained(change: float) -> dict:
-        agent = make_agent(3)
+        agent = keep_gradients(make_agent(3))
         for step in range(4):
             batch = make_batch(3, seed=step)
             for key in ("observations", "next_observations", "actions", "rewards", "noise"):

@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "algorithms"))
 
 import spot  # noqa: E402
-from helpers import digest, result_of, same_end, shorten, uniform  # noqa: E402
+from helpers import digest, keep_gradients, result_of, same_end, shorten, uniform  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "golden" / "spot.json"
 REPOSITORY = "https://github.com/thuml/SPOT"
@@ -694,7 +694,8 @@ def test_a_policy_with_support_takes_the_better_of_the_datas_actions(density):
 @pytest.mark.parametrize("estimate", ["elbo", "iwae"])
 def test_a_seed_is_untouched_by_the_batches_of_the_others(estimate):
     def trained(change: float) -> dict:
-        agent = make_agent(3, estimate=estimate, num_samples=2, num_updates=2, online_steps=10)
+        agent = keep_gradients(make_agent(
+            3, estimate=estimate, num_samples=2, num_updates=2, online_steps=10))
         for step in range(4):  # two of them online
             batch = make_batch(agent, seed=step)
             for key in ("observations", "next_observations", "actions", "rewards", "noise"):

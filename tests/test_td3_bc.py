@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT / "algorithms"))
 
 import td3_bc  # noqa: E402
 from helpers import (  # noqa: E402
-    curves, differences, digest, result_of, same_end, shorten, stop_when, uniform)
+    curves, differences, digest, keep_gradients, result_of, same_end, shorten, stop_when, uniform)
 
 GOLDEN = ROOT / "tests" / "golden" / "td3_bc.json"
 REPOSITORY = "https://github.com/sfujim/TD3_BC"
@@ -424,7 +424,7 @@ def clone(actor, batch) -> list:
 
 @pytest.mark.parametrize("alpha", [0.0, 1e-9])
 def test_with_alpha_towards_zero_the_actor_clones(alpha):
-    agent = make_agent(alpha=alpha)
+    agent = keep_gradients(make_agent(alpha=alpha))
     actor = copy.deepcopy(agent.actor)
     adam = torch.optim.Adam(actor.parameters(), lr=agent.args.lr)
     for step in range(30):
@@ -440,7 +440,7 @@ def test_with_alpha_towards_zero_the_actor_clones(alpha):
 
 
 def test_with_alpha_of_the_paper_the_actor_does_not_clone():
-    agent, batch = make_agent(), make_batch()
+    agent, batch = keep_gradients(make_agent()), make_batch()
     plain = clone(agent.actor, batch)
     agent.update(batch)
     for mine, gradient in zip(agent.actor.parameters(), plain):
@@ -476,7 +476,7 @@ def test_on_a_bandit_the_actor_balances_as_computed_by_hand(alpha):
 
 def test_a_seed_is_untouched_by_the_batches_of_the_others():
     def trained(change: float) -> dict:
-        agent = make_agent(3)
+        agent = keep_gradients(make_agent(3))
         for step in range(4):
             batch = make_batch(3, seed=step)
             for key in ("observations", "next_observations", "actions", "rewards", "noise"):
