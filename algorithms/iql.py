@@ -26,7 +26,6 @@ Unlike the authors' code:
 - All `--num-seeds` train at once as batched products, each with its own weights and batches.
 
     python algorithms/iql.py --env hopper-medium-v2 --num-seeds 5      # D4RL's file, fetched once
-    python algorithms/iql.py --env rebuilt/hopper/medium-v0            # by benchmarks/collect.py
     python algorithms/iql.py --env rebuilt/hopper/medium-v0 --online-steps 100000
 """
 
@@ -66,12 +65,8 @@ class Args:
 
 SETTING_NAMES = ("tau", "beta")
 SETTINGS = [  # the first row that fits the dataset (configs/ of the authors' code)
-    ("hopper-*", 0.7, 3.0),
-    ("halfcheetah-*", 0.7, 3.0),
-    ("walker2d-*", 0.7, 3.0),
-    ("antmaze-*", 0.9, 10.0),
-    ("*", 0.7, 3.0),
-]
+    ("hopper-*", 0.7, 3.0), ("halfcheetah-*", 0.7, 3.0), ("walker2d-*", 0.7, 3.0),
+    ("antmaze-*", 0.9, 10.0), ("*", 0.7, 3.0)]
 
 def prepare(args: Args, rows: dict, task: dict) -> dict:
     """Transform the rewards (train_offline.py): returns to a span of 1000, 0 and 1 to -1 and 0."""
@@ -81,27 +76,22 @@ def prepare(args: Args, rows: dict, task: dict) -> dict:
     rows["rewards"] = rows["rewards"] * np.float32(task["reward_scale"]) + task["reward_shift"]
     return rows
 
-class MLP(nn.Module):
+class ReLUNet(nn.Module):
     """`heads` ReLU networks for each of N seeds, initialised as nn.Linear is, each seed from its
-    own generator; LayerNorm comes before the ReLU. (N, B, in) -> (N, heads, B, out)."""
+    own generator. (N, B, in) -> (N, heads, B, out)."""
 
-    def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
+    def __init__(self, generators, dims: list[int], heads: int = 1):
         super().__init__()
-        self.heads, shapes, count = heads, list(zip(dims, dims[1:])), heads * len(generators)
+        self.heads, shapes = heads, list(zip(dims, dims[1:]))
         draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
         self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
         self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
-        self.gains = nn.ParameterList([torch.ones(count, 1, w) for w in dims[1:-1] * layer_norm])
-        self.shifts = nn.ParameterList([torch.zeros(count, 1, w) for w in dims[1:-1] * layer_norm])
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
         *hidden, (b, w) = zip(self.biases, self.weights)
-        for i, (bias, weight) in enumerate(hidden):
-            x = torch.baddbmm(bias, x, weight)
-            if len(self.gains):
-                x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
-            x = F.relu(x)
+        for bias, weight in hidden:
+            x = F.relu(torch.baddbmm(bias, x, weight))
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
             return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
@@ -110,7 +100,7 @@ class GaussianActor(nn.Module):
 
     def __init__(self, generators, dims: list[int], task: dict):
         super().__init__()
-        self.net = MLP(generators, dims)
+        self.net = ReLUNet(generators, dims)
         self.log_std = nn.Parameter(torch.zeros(len(generators), 1, dims[-1]))
         low, high = torch.tensor([task["act_low"], task["act_high"]])
         self.register_buffer("center", (high + low) / 2)
@@ -135,8 +125,8 @@ class IQL(nn.Module):
         super().__init__()
         obs_dim, act_dim = task["obs_dim"], task["act_dim"]
         self.args, self.noise_dim, hidden = args, 0, [args.hidden, args.hidden]
-        self.value = MLP(generators, [obs_dim, *hidden, 1])
-        self.critic = MLP(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
+        self.value = ReLUNet(generators, [obs_dim, *hidden, 1])
+        self.critic = ReLUNet(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
         self.policy = GaussianActor(generators, [obs_dim, *hidden, act_dim], task)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.register_buffer("step", torch.zeros((), dtype=torch.float64))
@@ -144,8 +134,7 @@ class IQL(nn.Module):
         self.optimizers = {name: Adam(getattr(self, name).parameters(), args.lr)
                            for name in ("value", "critic", "policy")}
         self.phases = [("train", args.num_updates, self.update)]
-        if args.online_steps:
-            self.phases.append(("online", args.online_steps, self.update))
+        self.phases += [("online", args.online_steps, self.update)] if args.online_steps else []
 
     def act(self, obs):
         """The likeliest action, (N, E, obs) -> (N, E, act)."""
@@ -386,7 +375,6 @@ class AntMaze(AntEnv):
         self.maze = np.array([[*row] for row in MAZES[maze][0].split()])
         super().__init__(default_camera_config=None, include_cfrc_ext_in_observation=False,
                          exclude_current_positions_from_observation=False, **kwargs)
-        gym.utils.EzPickle.__init__(self, maze, **kwargs)  # a copy begins anew, as Gymnasium's do
         self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)
 
     def _initialize_simulation(self):
@@ -409,7 +397,6 @@ class AntMaze(AntEnv):
     def step(self, action):
         self.do_simulation(30 * np.clip(action, -1, 1), self.frame_skip)
         reached = bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= 0.5)
-        self.render_mode == "human" and self.render()
         return self.state_vector(), float(reached), reached, False, {}
 
 for maze in MAZES:  # registered as a class: a script that runs cannot be imported by its path
@@ -521,12 +508,13 @@ class Run:
         """Put all rows with a next state, or none at a true end, on the device as one table."""
         keep = (rows["known"] > 0) | (rows["terminals"] > 0)
         self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
-        columns = [rows[k][keep].reshape(keep.sum(), -1) for k in self.shapes]
-        self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
+        table = np.column_stack([rows[k][keep] for k in self.shapes])
+        self.table = torch.from_numpy(table).to(self.device, torch.float32)
+        self.shared = len(table)  # rows of all seeds; online, their own ones follow
 
-    def draw(self, number: int) -> torch.Tensor:
-        """Rows of the table for the batch of that seed, from its own generator: (B,)."""
-        return torch.randint(len(self.table), (self.args.batch_size,), device=self.device,
+    def draw(self, number: int, first: int | None = None) -> torch.Tensor:
+        """Rows of the table, or of its `first` ones, by that seed's own generator: (B,)."""
+        return torch.randint(first or self.shared, (self.args.batch_size,), device=self.device,
                              generator=self.generators[number])
 
     def batch(self) -> dict:
@@ -641,32 +629,28 @@ class OnlineRun(Run):
     the actions of the unfinished episodes are repeated, which brings the environments back.
     """
 
-    def use(self, rows: dict) -> None:
-        """The dataset, and room for each seed's own steps."""
-        super().use(rows)
-        self.shared, self.room = len(self.table), self.args.online_steps or 0
-        self.table = F.pad(self.table, (0, 0, 0, len(self.seeds) * self.room))
-        self.own = self.table[self.shared:].unflatten(0, (len(self.seeds), self.room))
-
     def draw(self, number: int) -> torch.Tensor:
         """Rows of the dataset and of that seed's steps so far, each as likely: (B,)."""
-        count, generator = self.shared + self.online * (self.step + 1), self.generators[number]
-        rows = torch.randint(count, (self.args.batch_size,), generator=generator,
-                             device=self.device)
-        return rows + (rows >= self.shared) * number * self.room
+        rows = super().draw(number, self.shared + self.online * (self.step + 1))
+        return rows + (rows >= self.shared) * number * (self.args.online_steps or 0)
 
     def begin(self) -> None:
         """Bring table and environments to where the run stands."""
-        self.online = self.agent.phases[self.phase][0] == "online"
+        self.online, seeds = self.agent.phases[self.phase][0] == "online", len(self.seeds)
         if self.online:
             self.execution = self.execution.replace("capture", "compile")  # no graph holds MuJoCo
-            self.file = open(Path(self.args.run_dir, "online.bin"), "r+b" if self.step else "w+b")
+            room = (0, 0, 0, seeds * self.args.online_steps)
+            self.table = F.pad(self.table[:self.shared], room)
+            self.own = self.table[self.shared:].unflatten(0, (seeds, -1))
+            path = Path(self.args.run_dir, "online.bin")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, "r+b" if self.step else "w+b", buffering=0)
             # of each step a row per seed; the last column says whether the episode ends
-            rows = np.dtype((np.float32, (len(self.seeds), self.table.shape[1] + 1)))
+            rows = np.dtype((np.float32, (seeds, self.table.shape[1] + 1)))
             steps = np.fromfile(self.file, rows, self.step).swapaxes(0, 1)
             if steps.shape[1] < self.step:
-                raise SystemExit(f"{self.file.name} ends before update {self.step}, to which the "
-                                 "run came: put the whole file back or choose another --run-dir")
+                raise SystemExit(f"{path} ends before update {self.step}, to which the run came: "
+                                 "put the whole file back or choose another --run-dir")
             self.own[:, :self.step] = torch.from_numpy(steps[..., :-1]).to(self.device)
             self.envs, self.obs = [make_env(self.task) for _ in self.seeds], []
             actions = slice(self.task["obs_dim"], self.task["obs_dim"] + self.task["act_dim"])
@@ -697,7 +681,6 @@ class OnlineRun(Run):
                 self.obs[n] = self.reset(n, number + 1) if over or cut else following
             steps = np.array(steps, np.float32)
             self.file.write(steps.tobytes())
-            self.file.flush()
             self.own[:, number] = torch.from_numpy(steps[:, :-1]).to(self.device)
         super().once(number)
 

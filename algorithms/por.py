@@ -397,7 +397,6 @@ class AntMaze(AntEnv):
         self.maze = np.array([[*row] for row in MAZES[maze][0].split()])
         super().__init__(default_camera_config=None, include_cfrc_ext_in_observation=False,
                          exclude_current_positions_from_observation=False, **kwargs)
-        gym.utils.EzPickle.__init__(self, maze, **kwargs)  # a copy begins anew, as Gymnasium's do
         self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)
 
     def _initialize_simulation(self):
@@ -420,7 +419,6 @@ class AntMaze(AntEnv):
     def step(self, action):
         self.do_simulation(30 * np.clip(action, -1, 1), self.frame_skip)
         reached = bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= 0.5)
-        self.render_mode == "human" and self.render()
         return self.state_vector(), float(reached), reached, False, {}
 
 for maze in MAZES:  # registered as a class: a script that runs cannot be imported by its path
@@ -532,12 +530,13 @@ class Run:
         """Put all rows with a next state, or none at a true end, on the device as one table."""
         keep = (rows["known"] > 0) | (rows["terminals"] > 0)
         self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
-        columns = [rows[k][keep].reshape(keep.sum(), -1) for k in self.shapes]
-        self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
+        table = np.column_stack([rows[k][keep] for k in self.shapes])
+        self.table = torch.from_numpy(table).to(self.device, torch.float32)
+        self.shared = len(table)  # rows of all seeds; online, their own ones follow
 
-    def draw(self, number: int) -> torch.Tensor:
-        """Rows of the table for the batch of that seed, from its own generator: (B,)."""
-        return torch.randint(len(self.table), (self.args.batch_size,), device=self.device,
+    def draw(self, number: int, first: int | None = None) -> torch.Tensor:
+        """Rows of the table, or of its `first` ones, by that seed's own generator: (B,)."""
+        return torch.randint(first or self.shared, (self.args.batch_size,), device=self.device,
                              generator=self.generators[number])
 
     def batch(self) -> dict:

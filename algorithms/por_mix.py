@@ -532,12 +532,13 @@ class Run:
         """Put all rows with a next state, or none at a true end, on the device as one table."""
         keep = (rows["known"] > 0) | (rows["terminals"] > 0)
         self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
-        columns = [rows[k][keep].reshape(keep.sum(), -1) for k in self.shapes]
-        self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
+        table = np.column_stack([rows[k][keep] for k in self.shapes])
+        self.table = torch.from_numpy(table).to(self.device, torch.float32)
+        self.shared = len(table)  # rows of all seeds; online, their own ones follow
 
-    def draw(self, number: int) -> torch.Tensor:
-        """Rows of the table for the batch of that seed, from its own generator: (B,)."""
-        return torch.randint(len(self.table), (self.args.batch_size,), device=self.device,
+    def draw(self, number: int, first: int | None = None) -> torch.Tensor:
+        """Rows of the table, or of its `first` ones, by that seed's own generator: (B,)."""
+        return torch.randint(first or self.shared, (self.args.batch_size,), device=self.device,
                              generator=self.generators[number])
 
     def batch(self) -> dict:

@@ -80,27 +80,22 @@ def prepare(args: Args, rows: dict, task: dict) -> dict:
     task |= {"reward_scale": 1.0, "reward_shift": 0.0}
     return rows
 
-class MLP(nn.Module):
+class ReLUNet(nn.Module):
     """`heads` ReLU networks for each of N seeds, initialised as nn.Linear is, each seed from its
-    own generator; LayerNorm comes before the ReLU. (N, B, in) -> (N, heads, B, out)."""
+    own generator. (N, B, in) -> (N, heads, B, out)."""
 
-    def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
+    def __init__(self, generators, dims: list[int], heads: int = 1):
         super().__init__()
-        self.heads, shapes, count = heads, list(zip(dims, dims[1:])), heads * len(generators)
+        self.heads, shapes = heads, list(zip(dims, dims[1:]))
         draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
         self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
         self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
-        self.gains = nn.ParameterList([torch.ones(count, 1, w) for w in dims[1:-1] * layer_norm])
-        self.shifts = nn.ParameterList([torch.zeros(count, 1, w) for w in dims[1:-1] * layer_norm])
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
         *hidden, (b, w) = zip(self.biases, self.weights)
-        for i, (bias, weight) in enumerate(hidden):
-            x = torch.baddbmm(bias, x, weight)
-            if len(self.gains):
-                x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
-            x = F.relu(x)
+        for bias, weight in hidden:
+            x = F.relu(torch.baddbmm(bias, x, weight))
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
             return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
@@ -109,7 +104,7 @@ class TanhGaussian(nn.Module):
 
     def __init__(self, generators, dims: list[int], task: dict):
         super().__init__()
-        self.net = MLP(generators, [*dims[:-1], 2 * dims[-1]])
+        self.net = ReLUNet(generators, [*dims[:-1], 2 * dims[-1]])
         low, high = torch.tensor([task["act_low"], task["act_high"]])
         self.register_buffer("center", (high + low) / 2)
         self.register_buffer("radius", (high - low) / 2)
@@ -131,7 +126,7 @@ class SAC(nn.Module):
         super().__init__()
         obs_dim, act_dim, hidden = task["obs_dim"], task["act_dim"], [args.hidden, args.hidden]
         self.args, self.act_dim, self.noise_dim = args, act_dim, 2 * act_dim
-        self.critic = MLP(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
+        self.critic = ReLUNet(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
         self.policy = TanhGaussian(generators, [obs_dim, *hidden, act_dim], task)
         self.log_alpha = nn.Parameter(torch.zeros(len(generators), 1))
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
@@ -452,12 +447,13 @@ class Run:
         """Put all rows with a next state, or none at a true end, on the device as one table."""
         keep = (rows["known"] > 0) | (rows["terminals"] > 0)
         self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
-        columns = [rows[k][keep].reshape(keep.sum(), -1) for k in self.shapes]
-        self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
+        table = np.column_stack([rows[k][keep] for k in self.shapes])
+        self.table = torch.from_numpy(table).to(self.device, torch.float32)
+        self.shared = len(table)  # rows of all seeds; online, their own ones follow
 
-    def draw(self, number: int) -> torch.Tensor:
-        """Rows of the table for the batch of that seed, from its own generator: (B,)."""
-        return torch.randint(len(self.table), (self.args.batch_size,), device=self.device,
+    def draw(self, number: int, first: int | None = None) -> torch.Tensor:
+        """Rows of the table, or of its `first` ones, by that seed's own generator: (B,)."""
+        return torch.randint(first or self.shared, (self.args.batch_size,), device=self.device,
                              generator=self.generators[number])
 
     def batch(self) -> dict:
@@ -572,32 +568,28 @@ class OnlineRun(Run):
     the actions of the unfinished episodes are repeated, which brings the environments back.
     """
 
-    def use(self, rows: dict) -> None:
-        """The dataset, and room for each seed's own steps."""
-        super().use(rows)
-        self.shared, self.room = len(self.table), self.args.online_steps or 0
-        self.table = F.pad(self.table, (0, 0, 0, len(self.seeds) * self.room))
-        self.own = self.table[self.shared:].unflatten(0, (len(self.seeds), self.room))
-
     def draw(self, number: int) -> torch.Tensor:
         """Rows of the dataset and of that seed's steps so far, each as likely: (B,)."""
-        count, generator = self.shared + self.online * (self.step + 1), self.generators[number]
-        rows = torch.randint(count, (self.args.batch_size,), generator=generator,
-                             device=self.device)
-        return rows + (rows >= self.shared) * number * self.room
+        rows = super().draw(number, self.shared + self.online * (self.step + 1))
+        return rows + (rows >= self.shared) * number * (self.args.online_steps or 0)
 
     def begin(self) -> None:
         """Bring table and environments to where the run stands."""
-        self.online = self.agent.phases[self.phase][0] == "online"
+        self.online, seeds = self.agent.phases[self.phase][0] == "online", len(self.seeds)
         if self.online:
             self.execution = self.execution.replace("capture", "compile")  # no graph holds MuJoCo
-            self.file = open(Path(self.args.run_dir, "online.bin"), "r+b" if self.step else "w+b")
+            room = (0, 0, 0, seeds * self.args.online_steps)
+            self.table = F.pad(self.table[:self.shared], room)
+            self.own = self.table[self.shared:].unflatten(0, (seeds, -1))
+            path = Path(self.args.run_dir, "online.bin")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, "r+b" if self.step else "w+b", buffering=0)
             # of each step a row per seed; the last column says whether the episode ends
-            rows = np.dtype((np.float32, (len(self.seeds), self.table.shape[1] + 1)))
+            rows = np.dtype((np.float32, (seeds, self.table.shape[1] + 1)))
             steps = np.fromfile(self.file, rows, self.step).swapaxes(0, 1)
             if steps.shape[1] < self.step:
-                raise SystemExit(f"{self.file.name} ends before update {self.step}, to which the "
-                                 "run came: put the whole file back or choose another --run-dir")
+                raise SystemExit(f"{path} ends before update {self.step}, to which the run came: "
+                                 "put the whole file back or choose another --run-dir")
             self.own[:, :self.step] = torch.from_numpy(steps[..., :-1]).to(self.device)
             self.envs, self.obs = [make_env(self.task) for _ in self.seeds], []
             actions = slice(self.task["obs_dim"], self.task["obs_dim"] + self.task["act_dim"])
@@ -628,7 +620,6 @@ class OnlineRun(Run):
                 self.obs[n] = self.reset(n, number + 1) if over or cut else following
             steps = np.array(steps, np.float32)
             self.file.write(steps.tobytes())
-            self.file.flush()
             self.own[:, number] = torch.from_numpy(steps[:, :-1]).to(self.device)
         super().once(number)
 
@@ -659,19 +650,13 @@ class ScratchRun(OnlineRun):
         columns = (np.array(column, np.float32) for column in zip(*steps))
         return to_rows(dict(zip(KEYS, columns)), task)
 
-    def begin(self) -> None:
-        """The same, in a folder that is there: the file of the steps precedes the curves."""
-        Path(self.args.run_dir).mkdir(parents=True, exist_ok=True)
-        super().begin()
-
     def draw(self, number: int) -> torch.Tensor:
         """Rows of the dataset; online, of that seed's random steps and its own so far: (B,)."""
         if not self.online:
             return super().draw(number)
-        first, generator = self.args.random_steps, self.generators[number]
-        rows = torch.randint(first + self.step + 1, (self.args.batch_size,), generator=generator,
-                             device=self.device)
-        own = self.shared + number * self.room - first
+        first = self.args.random_steps
+        rows = Run.draw(self, number, first + self.step + 1)
+        own = self.shared + number * self.args.online_steps - first
         return rows + torch.where(rows < first, number * first, own)
 
     def advance(self, updates: int) -> None:

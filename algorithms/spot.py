@@ -88,27 +88,22 @@ def prepare(args: Args, rows: dict, task: dict) -> dict:
     task["reward_scale"], task["reward_shift"] = 1.0, -1.0 * ("antmaze" in task["name"])
     return rows | {"rewards": rows["rewards"] + np.float32(task["reward_shift"])}
 
-class MLP(nn.Module):
+class ReLUNet(nn.Module):
     """`heads` ReLU networks for each of N seeds, initialised as nn.Linear is, each seed from its
-    own generator; LayerNorm comes before the ReLU. (N, B, in) -> (N, heads, B, out)."""
+    own generator. (N, B, in) -> (N, heads, B, out)."""
 
-    def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
+    def __init__(self, generators, dims: list[int], heads: int = 1):
         super().__init__()
-        self.heads, shapes, count = heads, list(zip(dims, dims[1:])), heads * len(generators)
+        self.heads, shapes = heads, list(zip(dims, dims[1:]))
         draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
         self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
         self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
-        self.gains = nn.ParameterList([torch.ones(count, 1, w) for w in dims[1:-1] * layer_norm])
-        self.shifts = nn.ParameterList([torch.zeros(count, 1, w) for w in dims[1:-1] * layer_norm])
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
         *hidden, (b, w) = zip(self.biases, self.weights)
-        for i, (bias, weight) in enumerate(hidden):
-            x = torch.baddbmm(bias, x, weight)
-            if len(self.gains):
-                x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
-            x = F.relu(x)
+        for bias, weight in hidden:
+            x = F.relu(torch.baddbmm(bias, x, weight))
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
             return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
@@ -119,10 +114,10 @@ class SPOT(nn.Module):
         super().__init__()
         obs_dim, act_dim, latent = task["obs_dim"], task["act_dim"], 2 * task["act_dim"]
         hidden, wide, self.args = [args.hidden] * 2, [args.vae_hidden] * 2, args
-        self.critic = MLP(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
-        self.actor = MLP(generators, [obs_dim, *hidden, act_dim])
-        self.vae = nn.ModuleDict({"q": MLP(generators, [obs_dim + act_dim, *wide, 2 * latent]),
-                                  "p": MLP(generators, [obs_dim + latent, *wide, act_dim])})
+        self.critic = ReLUNet(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
+        self.actor = ReLUNet(generators, [obs_dim, *hidden, act_dim])
+        self.vae = nn.ModuleDict({"q": ReLUNet(generators, [obs_dim + act_dim, *wide, 2 * latent]),
+                                  "p": ReLUNet(generators, [obs_dim + latent, *wide, act_dim])})
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
         low, high = torch.tensor([task["act_low"], task["act_high"]])
@@ -415,7 +410,6 @@ class AntMaze(AntEnv):
         self.maze = np.array([[*row] for row in MAZES[maze][0].split()])
         super().__init__(default_camera_config=None, include_cfrc_ext_in_observation=False,
                          exclude_current_positions_from_observation=False, **kwargs)
-        gym.utils.EzPickle.__init__(self, maze, **kwargs)  # a copy begins anew, as Gymnasium's do
         self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)
 
     def _initialize_simulation(self):
@@ -438,7 +432,6 @@ class AntMaze(AntEnv):
     def step(self, action):
         self.do_simulation(30 * np.clip(action, -1, 1), self.frame_skip)
         reached = bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= 0.5)
-        self.render_mode == "human" and self.render()
         return self.state_vector(), float(reached), reached, False, {}
 
 for maze in MAZES:  # registered as a class: a script that runs cannot be imported by its path
@@ -546,12 +539,13 @@ class Run:
         """Put all rows with a next state, or none at a true end, on the device as one table."""
         keep = (rows["known"] > 0) | (rows["terminals"] > 0)
         self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
-        columns = [rows[k][keep].reshape(keep.sum(), -1) for k in self.shapes]
-        self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
+        table = np.column_stack([rows[k][keep] for k in self.shapes])
+        self.table = torch.from_numpy(table).to(self.device, torch.float32)
+        self.shared = len(table)  # rows of all seeds; online, their own ones follow
 
-    def draw(self, number: int) -> torch.Tensor:
-        """Rows of the table for the batch of that seed, from its own generator: (B,)."""
-        return torch.randint(len(self.table), (self.args.batch_size,), device=self.device,
+    def draw(self, number: int, first: int | None = None) -> torch.Tensor:
+        """Rows of the table, or of its `first` ones, by that seed's own generator: (B,)."""
+        return torch.randint(first or self.shared, (self.args.batch_size,), device=self.device,
                              generator=self.generators[number])
 
     def batch(self) -> dict:
@@ -666,32 +660,28 @@ class OnlineRun(Run):
     the actions of the unfinished episodes are repeated, which brings the environments back.
     """
 
-    def use(self, rows: dict) -> None:
-        """The dataset, and room for each seed's own steps."""
-        super().use(rows)
-        self.shared, self.room = len(self.table), self.args.online_steps or 0
-        self.table = F.pad(self.table, (0, 0, 0, len(self.seeds) * self.room))
-        self.own = self.table[self.shared:].unflatten(0, (len(self.seeds), self.room))
-
     def draw(self, number: int) -> torch.Tensor:
         """Rows of the dataset and of that seed's steps so far, each as likely: (B,)."""
-        count, generator = self.shared + self.online * (self.step + 1), self.generators[number]
-        rows = torch.randint(count, (self.args.batch_size,), generator=generator,
-                             device=self.device)
-        return rows + (rows >= self.shared) * number * self.room
+        rows = super().draw(number, self.shared + self.online * (self.step + 1))
+        return rows + (rows >= self.shared) * number * (self.args.online_steps or 0)
 
     def begin(self) -> None:
         """Bring table and environments to where the run stands."""
-        self.online = self.agent.phases[self.phase][0] == "online"
+        self.online, seeds = self.agent.phases[self.phase][0] == "online", len(self.seeds)
         if self.online:
             self.execution = self.execution.replace("capture", "compile")  # no graph holds MuJoCo
-            self.file = open(Path(self.args.run_dir, "online.bin"), "r+b" if self.step else "w+b")
+            room = (0, 0, 0, seeds * self.args.online_steps)
+            self.table = F.pad(self.table[:self.shared], room)
+            self.own = self.table[self.shared:].unflatten(0, (seeds, -1))
+            path = Path(self.args.run_dir, "online.bin")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = open(path, "r+b" if self.step else "w+b", buffering=0)
             # of each step a row per seed; the last column says whether the episode ends
-            rows = np.dtype((np.float32, (len(self.seeds), self.table.shape[1] + 1)))
+            rows = np.dtype((np.float32, (seeds, self.table.shape[1] + 1)))
             steps = np.fromfile(self.file, rows, self.step).swapaxes(0, 1)
             if steps.shape[1] < self.step:
-                raise SystemExit(f"{self.file.name} ends before update {self.step}, to which the "
-                                 "run came: put the whole file back or choose another --run-dir")
+                raise SystemExit(f"{path} ends before update {self.step}, to which the run came: "
+                                 "put the whole file back or choose another --run-dir")
             self.own[:, :self.step] = torch.from_numpy(steps[..., :-1]).to(self.device)
             self.envs, self.obs = [make_env(self.task) for _ in self.seeds], []
             actions = slice(self.task["obs_dim"], self.task["obs_dim"] + self.task["act_dim"])
@@ -722,7 +712,6 @@ class OnlineRun(Run):
                 self.obs[n] = self.reset(n, number + 1) if over or cut else following
             steps = np.array(steps, np.float32)
             self.file.write(steps.tobytes())
-            self.file.flush()
             self.own[:, number] = torch.from_numpy(steps[:, :-1]).to(self.device)
         super().once(number)
 

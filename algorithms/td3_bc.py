@@ -89,27 +89,22 @@ def prepare(args: Args, rows: dict, task: dict) -> dict:
     task["obs_std"] = (s.std(0, dtype=float) + 1e-3).tolist() if on else [1.0] * dim
     return rows
 
-class MLP(nn.Module):
+class ReLUNet(nn.Module):
     """`heads` ReLU networks for each of N seeds, initialised as nn.Linear is, each seed from its
-    own generator; LayerNorm comes before the ReLU. (N, B, in) -> (N, heads, B, out)."""
+    own generator. (N, B, in) -> (N, heads, B, out)."""
 
-    def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
+    def __init__(self, generators, dims: list[int], heads: int = 1):
         super().__init__()
-        self.heads, shapes, count = heads, list(zip(dims, dims[1:])), heads * len(generators)
+        self.heads, shapes = heads, list(zip(dims, dims[1:]))
         draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
         self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
         self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
-        self.gains = nn.ParameterList([torch.ones(count, 1, w) for w in dims[1:-1] * layer_norm])
-        self.shifts = nn.ParameterList([torch.zeros(count, 1, w) for w in dims[1:-1] * layer_norm])
 
     def forward(self, x):
         x = x.repeat_interleave(self.heads, 0)
         *hidden, (b, w) = zip(self.biases, self.weights)
-        for i, (bias, weight) in enumerate(hidden):
-            x = torch.baddbmm(bias, x, weight)
-            if len(self.gains):
-                x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
-            x = F.relu(x)
+        for bias, weight in hidden:
+            x = F.relu(torch.baddbmm(bias, x, weight))
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
             return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
 
@@ -118,7 +113,7 @@ class Actor(nn.Module):
 
     def __init__(self, generators, dims: list[int], task: dict):
         super().__init__()
-        self.net = MLP(generators, dims)
+        self.net = ReLUNet(generators, dims)
         low, high = torch.tensor(task["act_low"]), torch.tensor(task["act_high"])
         buffers = {"mean": torch.tensor(task["obs_mean"]), "std": torch.tensor(task["obs_std"]),
                    "center": (high + low) / 2, "radius": (high - low) / 2}
@@ -142,7 +137,7 @@ class TD3BC(nn.Module):
         super().__init__()
         obs_dim, act_dim, hidden = task["obs_dim"], task["act_dim"], [args.hidden, args.hidden]
         self.args, self.noise_dim = args, act_dim
-        self.critic = MLP(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
+        self.critic = ReLUNet(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
         self.actor = Actor(generators, [obs_dim, *hidden, act_dim], task)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
@@ -397,7 +392,6 @@ class AntMaze(AntEnv):
         self.maze = np.array([[*row] for row in MAZES[maze][0].split()])
         super().__init__(default_camera_config=None, include_cfrc_ext_in_observation=False,
                          exclude_current_positions_from_observation=False, **kwargs)
-        gym.utils.EzPickle.__init__(self, maze, **kwargs)  # a copy begins anew, as Gymnasium's do
         self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)
 
     def _initialize_simulation(self):
@@ -420,7 +414,6 @@ class AntMaze(AntEnv):
     def step(self, action):
         self.do_simulation(30 * np.clip(action, -1, 1), self.frame_skip)
         reached = bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= 0.5)
-        self.render_mode == "human" and self.render()
         return self.state_vector(), float(reached), reached, False, {}
 
 for maze in MAZES:  # registered as a class: a script that runs cannot be imported by its path
@@ -528,12 +521,13 @@ class Run:
         """Put all rows with a next state, or none at a true end, on the device as one table."""
         keep = (rows["known"] > 0) | (rows["terminals"] > 0)
         self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
-        columns = [rows[k][keep].reshape(keep.sum(), -1) for k in self.shapes]
-        self.table = torch.from_numpy(np.concatenate(columns, 1, dtype=np.float32)).to(self.device)
+        table = np.column_stack([rows[k][keep] for k in self.shapes])
+        self.table = torch.from_numpy(table).to(self.device, torch.float32)
+        self.shared = len(table)  # rows of all seeds; online, their own ones follow
 
-    def draw(self, number: int) -> torch.Tensor:
-        """Rows of the table for the batch of that seed, from its own generator: (B,)."""
-        return torch.randint(len(self.table), (self.args.batch_size,), device=self.device,
+    def draw(self, number: int, first: int | None = None) -> torch.Tensor:
+        """Rows of the table, or of its `first` ones, by that seed's own generator: (B,)."""
+        return torch.randint(first or self.shared, (self.args.batch_size,), device=self.device,
                              generator=self.generators[number])
 
     def batch(self) -> dict:

@@ -516,7 +516,7 @@ def test_dropout_keeps_nine_of_ten_units_and_their_mean():
     agent = make_agent(dropout=0.1, hidden=1000)
     noise, kept = torch.randn(1, 256, 2000, generator=torch.Generator().manual_seed(0)), []
     agent.squash = lambda x: x  # units of 1 lead to an output of 1 each
-    net = spot.MLP([torch.Generator()], [1, 1000, 1000, 1000])
+    net = spot.ReLUNet([torch.Generator()], [1, 1000, 1000, 1000])
     with torch.no_grad():
         for weight, bias in zip(net.weights, net.biases):
             weight.zero_(), bias.fill_(1)
