@@ -447,7 +447,8 @@ class Adam:
     def __init__(self, weights, lr: float):
         self.weights = list(weights)
         self.means, self.squares = ([torch.zeros_like(w) for w in self.weights] for _ in range(2))
-        self.lr = torch.tensor(lr, device=self.weights[0].device)
+        # vectors of one: what is written to a float64 scalar is lost in compiled graphs (2.13)
+        self.lr = torch.tensor([lr], device=self.weights[0].device)
         self.count = torch.zeros_like(self.lr, dtype=torch.float64)
         self.state = [self.lr, self.count, *self.means, *self.squares]  # what a checkpoint holds
 
@@ -459,9 +460,9 @@ class Adam:
         torch._foreach_mul_(self.squares, 0.999)
         torch._foreach_addcmul_(self.squares, gradients, gradients, 1 - 0.999)
         roots = torch._foreach_sqrt(self.squares)
-        torch._foreach_div_(roots, (1 - 0.999**self.count).sqrt())
+        torch._foreach_div_(roots, (1 - 0.999**self.count).sqrt().squeeze())
         torch._foreach_add_(roots, 1e-8)
-        torch._foreach_mul_(roots, (1 - 0.9**self.count) / -self.lr)
+        torch._foreach_mul_(roots, ((1 - 0.9**self.count) / -self.lr).squeeze())
         torch._foreach_addcdiv_(self.weights, self.means, roots)
 
 def minimize(optimizer: Adam, loss) -> None:
