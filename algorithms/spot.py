@@ -215,7 +215,7 @@ class SPOT(nn.Module):
 
 # ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
 
-import contextlib, copy, dataclasses, difflib, errno, fnmatch, hashlib, io, itertools, json, os
+import contextlib, copy, dataclasses, difflib, fnmatch, hashlib, io, itertools, json, os
 import platform, re, shlex, signal, socket, subprocess, sys, time, warnings
 from pathlib import Path
 import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
@@ -310,7 +310,8 @@ def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
 def load_dataset(args: Args) -> tuple[dict, dict]:
     """All rows of the dataset (see to_rows) and the task: their source, the scoring of policies."""
     name, local, source = args.env, minari.list_local_datasets(), None
-    env_id, *ref = next((v for k, v in D4RL_ENVS.items() if name.startswith(k)), (name, None, None))
+    env_id, *ref = next((v for k, v in D4RL_ENVS.items() if name in D4RL_FILES
+                         and name.startswith(k)), (name, None, None))
     spec = gym.registry.get(env_id)
     if args.dataset_file:
         source, rows = f"file {args.dataset_file}", read_hdf5(args.dataset_file)
@@ -650,8 +651,7 @@ class OnlineRun(Run):
         self.online, seeds = self.agent.phases[self.phase][0] == "online", len(self.seeds)
         if self.online:
             self.execution = self.execution.replace("capture", "compile")  # no graph holds MuJoCo
-            room = (0, 0, 0, seeds * self.args.online_steps)
-            self.table = F.pad(self.table[:self.shared], room)
+            self.table = F.pad(self.table[:self.shared], (0, 0, 0, seeds * self.args.online_steps))
             self.own = self.table[self.shared:].unflatten(0, (seeds, -1))
             path = Path(self.args.run_dir, "online.bin")
             path.parent.mkdir(parents=True, exist_ok=True)
