@@ -202,7 +202,7 @@ class POR(nn.Module):
 
 # ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
 
-import contextlib, copy, dataclasses, difflib, errno, fnmatch, hashlib, io, itertools, json, os
+import contextlib, copy, dataclasses, difflib, fnmatch, hashlib, io, itertools, json, os
 import platform, re, shlex, signal, socket, subprocess, sys, time, warnings
 from pathlib import Path
 import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
@@ -653,18 +653,18 @@ def train(run: Run) -> None:
         signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
     for run.phase in range(run.phase, len(phases)):
         (name, total, *_), last = phases[run.phase], run.phase == len(phases) - 1
-        first, began, scored = run.step, time.time(), name in ("train", "online")
-        log, test, keep, purge = False, not run.evaluations, False, bool(first or run.evaluations)
+        first, began, purge = run.step, time.time(), run.step + bool(run.step or run.evaluations)
         run.begin()
         with contextlib.ExitStack() as stack:  # closes them in any case: curves reach the disk
             writers = [stack.enter_context(SummaryWriter(f"{args.run_dir}/tensorboard/{name}-{s}",
-                                           purge_step=first + purge)) for s in run.seeds]
+                                           purge_step=purge)) for s in run.seeds]
             bar = stack.enter_context(tqdm(total=total, initial=first, desc=name, disable=None))
             while True:
-                values, rate = {}, (run.step - first) / (time.time() - began)
-                if run.step > first and (log or keep or stop):  # a diverged run is never saved
+                log, test, keep = (run.step == total or not run.step % n for n in every)
+                values, rate, new = {}, (run.step - first) / (time.time() - began), run.step > first
+                if new and (log or keep or stop):  # a diverged run is never saved
                     values = run.means() | {"updates_per_second": [rate] * args.num_seeds}
-                if scored and test:
+                if test and (new or not run.evaluations) and name in ("train", "online"):
                     episodes = args.eval_episodes if run.step < total else args.final_eval_episodes
                     scores = run.measure(episodes)
                     values |= {"score": scores, "return": run.evaluations[-1]["returns"]}
@@ -674,18 +674,17 @@ def train(run: Run) -> None:
                               f"{rate:.1f} updates/s{left}")
                 for tag, (i, writer) in itertools.product(values, enumerate(writers)):
                     writer.add_scalar(tag, values[tag][i], run.step)
-                if keep or stop:  # curves first: a kill must lose no point before the checkpoint
+                if new and keep or stop:  # curves first: no kill then loses a point of them
                     any(writer.flush() for writer in writers)
                     run.save(finished=last and run.step == total)
                 if run.step == total:
                     break
-                if stop and run.step > first:
+                if stop and new:
                     bar.write(f"stopped at update {run.step}; to go on:\n  "
                               + shlex.join(["python", *sys.argv]))
                     raise SystemExit(128 + stop[0])
                 run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
                 bar.update(run.step - bar.n)
-                log, test, keep = (run.step == total or not run.step % n for n in every)
         run.step *= last
 
 def main() -> None:

@@ -6,8 +6,11 @@
 import json
 import re
 import sys
+from collections import namedtuple
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from unittest.mock import MagicMock
 
 import numpy as np
@@ -60,6 +63,63 @@ class ReplayBuffer:
         index = np.random.randint(0, len(self.rows["actions"]), size)
         return [torch.from_numpy(self.rows[k][index]) for k in ("observations", "actions")]
 """
+# Just enough of JAX for the peers that use it, on NumPy: a compiled function is the function
+JAX = """
+import numpy
+from types import SimpleNamespace
+__version__ = "0.0"
+jit = lambda function, static_argnums: function
+block_until_ready = lambda tree: None
+tree_util = SimpleNamespace(tree_leaves=lambda tree: list(tree.values()))
+random = SimpleNamespace(PRNGKey=lambda seed: (seed,),
+                         split=lambda key, count=2: [(*key, i) for i in range(count)])
+
+def scan(step, carry, inputs, length):
+    assert inputs is None
+    for _ in range(length):
+        carry, losses = step(carry, None)
+    return carry, losses
+
+lax = SimpleNamespace(scan=scan)
+"""
+# A JAX-CORL of our own: it is alone with its JAX, and takes 1 ms for an update
+JAX_IQL = """
+import os
+import sys
+import time
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import d4rl, gym, wandb
+import numpy as np
+import jax
+
+assert "torch" not in sys.modules and sys.argv[1:] == ["layer_norm=false"]
+assert os.environ["NPROC"] == "3" and os.environ["JAX_PLATFORMS"] == "cpu"
+os.environ["XLA_FLAGS"] = "theirs"
+config = SimpleNamespace(seed=42, n_jitted_updates=8)
+
+class Transition(NamedTuple):
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    next_observations: np.ndarray
+    dones: np.ndarray
+    dones_float: np.ndarray
+
+def create_iql_train_state(key, observations, actions, settings):
+    assert observations.shape == (11,) and actions.shape == (3,) and settings is config
+    return SimpleNamespace(actor=SimpleNamespace(params={"w": np.zeros(1)}))
+
+class IQL:
+    def update_n_times(self, state, data, key, settings):
+        assert {part.dtype.name for part in data} == {"float32"} and settings is config
+        print("on the standard output of the process")
+        time.sleep(0.008)
+        weight = STEP + state.actor.params["w"]
+        loss = np.float32(LOSS)
+        return SimpleNamespace(actor=SimpleNamespace(params={"w": weight})), {"value_loss": loss}
+"""
 BEGIN, END = "<!-- speed:begin -->", "<!-- speed:end -->"
 PAGE = f"# Speed\n\n{BEGIN}\n{peers.NOTHING}\n{END}\nafter\n"
 TD3_BC = next(i for i, peer in enumerate(peers.PEERS) if peer.checkout == "td3_bc")
@@ -73,6 +133,24 @@ def checkout(tmp_path) -> Path:
     (folder / "TD3_BC.py").write_text(AGENT)
     (folder / "utils.py").write_text(BUFFER)
     return folder
+
+
+@pytest.fixture
+def jax_options(tmp_path, monkeypatch) -> Callable[..., list[str]]:
+    """(step, loss) -> the options for a JAX-CORL with such weights and losses, and its Python."""
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "jax.py").write_text(JAX)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    folder = tmp_path / "JAX-CORL" / "algos"
+    folder.mkdir(parents=True)
+
+    def options(step: str = "1", loss: str = "0.5") -> list[str]:
+        (folder / "iql.py").write_text(JAX_IQL.replace("STEP", step).replace("LOSS", loss))
+        return ["--jax-corl", str(folder.parent), "--jax-python", sys.executable, "--threads", "3",
+                "--tasks", "hopper", "--scripts", "iql", "--execution", "eager", "--num-seeds", "1",
+                "--seconds", "0.02", "--blocks", "2", "--rows", "2000"]
+
+    return options
 
 
 def timing(code: str, seconds, seeds=1, updates=10, script="iql", task="hopper", execution="eager",
@@ -107,6 +185,50 @@ def test_ours_and_theirs_are_timed_and_written(tmp_path, checkout, capfd):
     assert peers.tables(numbers) in capfd.readouterr().out
     assert "1 threads" in text and str(tmp_path) not in text + json.dumps(numbers)
     assert not [*checkout.glob("__pycache__")] and not [*tmp_path.rglob("*.tmp")]
+
+
+def test_a_peer_in_jax_has_a_python_of_its_own(jax_options, tmp_path):
+    page = tmp_path / "SPEED.md"
+    page.write_text(PAGE)
+    peers.main([*jax_options(), "--out", str(page)])
+    numbers = json.loads((tmp_path / peers.NUMBERS).read_text())
+    ours, their = numbers["timings"]
+    assert (their["code"], their["execution"]) == ("nissymori/JAX-CORL: iql.py", "jit")
+    assert their["commit"] == "d747dd8, but another iql.py" and their["precision"] == "fp32"
+    assert their["updates"] % 8 == 0 and 1 <= peers.milliseconds(their)  # 8 ms for 8 updates
+    text = page.read_text()
+    assert "| IQL | nissymori/JAX-CORL: iql.py @ d747dd8, but another iql.py, JAX | " in text
+    assert "; JAX 0.0, Python 3" in text and "3 threads" in text and "(`NPROC`)" in text
+    assert "IQL.update_n_times" in text and "make_train_step" not in text
+    assert "--jax-corl JAX-CORL" in text and sys.executable not in text + json.dumps(numbers)
+    assert str(tmp_path) not in text + json.dumps(numbers)
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"step": "0"}, "its actor did not change"),
+    ({"loss": "'nan'"}, "its value_loss is not finite"),
+    ({"loss": "no_name"}, "NameError: name 'no_name' is not defined")])
+def test_jax_that_does_not_train_ends_the_measurement(jax_options, change, words):
+    with pytest.raises(SystemExit) as stop:
+        peers.main(jax_options(**change))
+    assert str(stop.value) == (
+        f"nissymori/JAX-CORL: iql.py with hopper's shape ended with code 1: {words}")
+
+
+def test_ours_are_timed_with_both_precisions(tmp_path, checkout):
+    page = tmp_path / "SPEED.md"
+    page.write_text(PAGE)
+    peers.main(["--td3-bc", str(checkout), "--tasks", "hopper", "--scripts", "td3_bc",
+                "--execution", "eager", "--num-seeds", "1", "--seconds", "0.02", "--blocks", "1",
+                "--rows", "2000", "--threads", "1", "--precision", "bf16", "fp32",
+                "--out", str(page)])
+    timings = json.loads((tmp_path / peers.NUMBERS).read_text())["timings"]
+    assert [t.get("asked") for t in timings] == ["bf16", "fp32", None]
+    assert [peers.less(t["precision"]) for t in timings] == ["bf16", "", ""]
+    text = page.read_text()
+    like, unlike = text.index("| ours, eager |"), text.index("| ours, eager, bf16 |")
+    assert like < text.index("**Not like for like:** ours with products by bf16") < unlike
+    assert text.count("| TD3+BC | sfujim/TD3_BC") == 2
 
 
 def test_a_peer_that_fails_ends_the_measurement_with_its_last_words(checkout):
@@ -238,6 +360,92 @@ def test_our_settings_have_the_guide_of_the_peer(por):
         assert args.batch_size == peers.BATCH
 
 
+@pytest.fixture
+def jax() -> ModuleType:
+    module = ModuleType("jax")
+    exec(JAX, vars(module))
+    return module
+
+
+@pytest.mark.parametrize("update, nets, names, critics", [
+    (peers.unifloral_iql, ["TanhGaussianActor", "DualQNetwork", "StateValueFunction"],
+     "actor dual_q dual_q_target value", 1),
+    (peers.unifloral_td3_bc, ["DeterministicTanhActor", "DualQNetwork"],
+     "actor actor_target dual_q dual_q_target", 2)])
+@pytest.mark.parametrize("device, turns", [("cpu", peers.SCAN), ("cuda", 2_500)])
+def test_unifloral_scans_its_train_step(jax, update, nets, names, critics, device, turns):
+    module = MagicMock()
+    module.Args = lambda eval_interval=2_500: SimpleNamespace(
+        seed=0, eval_interval=eval_interval, num_critic_updates_per_step=2)
+    module.Transition = namedtuple("Transition", "obs action reward next_obs done")
+    module.AgentTrainState = namedtuple("AgentTrainState", names)
+    for name in nets:
+        getattr(module, name).side_effect = lambda *sizes, name=name: SimpleNamespace(
+            name=name, sizes=len(sizes), apply=name)
+    module.create_train_state = lambda args, key, net, inputs: SimpleNamespace(
+        made=(key, net.name, [len(x) for x in inputs]), params={"w": np.zeros(1)})
+    counts = []
+
+    def step(carry, _):
+        rng, state = carry
+        counts.append(rng)
+        state.actor.params["w"] = state.actor.params["w"] + 1
+        return (rng, state), {"loss": 0.25}
+
+    module.make_train_step.return_value = step
+    rows = {name: np.zeros((10, n), np.float32) for name, n in (
+        ("observations", 11), ("actions", 3), ("next_observations", 11), ("rewards", 1))}
+    rows["terminals"] = np.zeros(10, bool)
+    loop = update(lambda name: jax if name == "jax" else module, rows, 11, 3, "hopper", device)
+    args, *applied, data = module.make_train_step.call_args.args
+    assert applied == nets and data.obs.shape == (10, 11) and data.done.dtype == bool
+    made = {name: part.made for name, part in zip(loop.state._fields, loop.state)}
+    assert made["actor"][1:] == (nets[0], [11]) and made["dual_q"][1:] == (nets[1], [11, 3])
+    assert all(made[name] == made[name.removesuffix("_target")] for name in made)
+    assert len({key for key, *_ in made.values()}) == len(nets)  # weights are drawn apart
+    assert loop.updates == critics * turns and not counts
+    with pytest.raises(SystemExit, match="its actor did not change"):
+        loop.check()
+    loop()
+    assert len(counts) == turns and loop.losses == {"loss": 0.25}
+    loop.wait()
+    loop.check()
+
+
+def test_jax_corl_td3_bc_is_what_their_main_makes(jax, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["peers.py", "--child", "words that are not theirs"])
+    module, words = MagicMock(), []
+    module.config = SimpleNamespace(seed=42, n_jitted_updates=8)
+    module.Transition = namedtuple("Transition", "observations actions rewards next_observations "
+                                                 "dones")
+    state = SimpleNamespace(actor=SimpleNamespace(params={"w": np.zeros(1)}))
+    module.create_td3bc_train_state.return_value = state
+    update = module.TD3BC.return_value.update_n_times
+    update.return_value = state, {"critic_loss": np.ones(1)}
+    rows = {name: np.full((10, n), n, np.float32) for name, n in (
+        ("observations", 11), ("actions", 3), ("next_observations", 12), ("rewards", 1))}
+    rows["terminals"] = np.zeros(10, bool)
+
+    def load(name):
+        words.append((name, sys.argv[1:]))
+        return jax if name == "jax" else module
+
+    loop = peers.jax_corl_td3_bc(load, rows, 11, 3, "hopper")
+    assert ("td3bc", []) in words and loop.updates == 8 and not update.called
+    loop()
+    loop()
+    (first, data, key, config), (*_, other, _) = (call.args for call in update.call_args_list)
+    assert first is state and config is module.config and key != other
+    assert [part[0, 0] for part in data[:4]] == [11, 3, 1, 12] and data.dones.dtype == np.float32
+
+
+def test_products_of_jax_are_told(jax):
+    loop = peers.JaxLoop(jax, None, None, SimpleNamespace(actor=SimpleNamespace(params={})), 1)
+    assert loop.facts()["precision"] == "fp32" and loop.facts()["jax"].startswith("JAX 0.0, Python")
+    jax.numpy = SimpleNamespace(array=lambda x: (x * 512).round() / 512)
+    assert re.fullmatch(r"with errors of \de-0\d in JAX", loop.facts()["precision"])
+
+
 # ---- Commits, tables, bad input
 
 def test_the_commit_is_told_by_the_content_of_the_files(tmp_path):
@@ -266,18 +474,59 @@ def test_tables_hold_medians_and_ratios():
     assert "SPOT_TD3.train" not in text and "ImplicitQLearning.train" in text
 
 
+def test_rounded_products_have_a_table_of_their_own():
+    both = [timing("ours", [0.05] * 3, asked="fp32"),
+            timing("ours", [0.02] * 3, asked="bf16") | {"precision": "fp32 by bf16"},
+            timing("corl-team/CORL: iql.py", [0.1] * 3, commit="eeeeef2")]
+    text = peers.tables(result(*both))
+    assert re.findall(r"\| IQL \|.*", text) == [
+        "| IQL | corl-team/CORL: iql.py @ eeeeef2 | 10.00 | 5.00 (2.00×) |",
+        "| IQL | corl-team/CORL: iql.py @ eeeeef2 | 10.00 | 2.00 (5.00×) |"]
+    between = text[text.index("5.00 (2.00×)"):text.index("2.00 (5.00×)")]
+    assert ("**Not like for like:** ours with products by bf16 (fp32 by bf16) beside theirs, which "
+            "remain fp32." in between and "| ours, eager, bf16 |" in between)
+    assert "Matrix products of ours: fp32 and fp32 by bf16, of theirs: fp32." in text
+    alone = peers.tables(result(*both[1:]))  # a ratio to other products is never without a word
+    assert "**Not like for like:**" in alone and "| ours, eager |" not in alone
+    assert "Not like" not in peers.tables(result(both[0], both[2]))
+    assert [peers.less(p) for p in ("fp32, oneDNN", "tf32", "tf32 + bf16", "fp32 + bf16")] == [
+        "", "tf32", "bf16", "bf16"]
+
+
+def test_every_precision_is_planned(checkout):
+    args = peers.Args(td3_bc=checkout, tasks=("hopper",), precision=("fp32", "bf16"), threads=1)
+    group, = peers.plan(args)
+    ours = [(e["seeds"], e["execution"], e["asked"]) for e, _ in group if e["code"] == "ours"]
+    assert ours == [*product((1, 3), ("eager", "compile"), ("fp32", "bf16"))]
+    for entry, config in group[:-1]:
+        assert config["speed"]["precision"] == (entry["asked"],) and config["device"] == "cpu"
+    assert "python" not in group[-1][1]
+
+
 @pytest.mark.parametrize("words, complaint", [
     (["--por", "nowhere"], "--por nowhere: no file por.py in it"),
     ([], "nothing to compare with"), (["--scripts", "bc", "--por", "x"], "nothing to compare"),
     (["--tasks", "antmaze"], "--tasks antmaze: choose"), (["--scripts", "dt"], "--scripts dt"),
     (["--execution", "capture"], "--execution capture"), (["--blocks", "0"], "positive"),
     (["--num-seeds", "0"], "positive"), (["--seconds", "0"], "positive"),
-    (["--num-seeds"], "--num-seeds needs a value")])
+    (["--num-seeds"], "--num-seeds needs a value"), (["--precision"], "--precision needs a value"),
+    (["--precision", "fp8"], "--precision fp8: choose among auto, fp32, bf16"),
+    (["--device", "tpu"], "--device tpu: choose"),
+    (["--unifloral", "x"], "need --jax-python, a Python that has JAX; none was given"),
+    (["--jax-corl", "x", "--jax-python", "nowhere/python"], "nowhere/python was given"),
+    (["--jax-corl", "x", "--jax-python", sys.executable], "--jax-corl x: no file algos/iql.py")])
 def test_bad_input_is_one_line(words, complaint, monkeypatch):
     monkeypatch.setattr(peers, "Child", None)  # nothing may start
     with pytest.raises(SystemExit) as stop:
         peers.main(words)
     assert complaint in str(stop.value) and "\n" not in str(stop.value)
+
+
+def test_cuda_needs_a_gpu(checkout, monkeypatch):
+    monkeypatch.setattr(peers, "Child", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="--device cuda: PyTorch finds no GPU here"):
+        peers.main(["--td3-bc", str(checkout), "--device", "cuda", "--execution", "capture"])
 
 
 @pytest.mark.parametrize("text", [None, "no markers", f"{END}\n{BEGIN}"])
