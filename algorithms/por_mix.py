@@ -69,7 +69,7 @@ class Args:
     policy_lr: float | None = None  # Adam's rate for guide and execute-policy, cosine to 0
     layer_norm: bool | None = None  # LayerNorm in V
     behavior_updates: int | None = None  # updates of b for guide q; None: as --num-updates
-    value_lr: float = 1e-4  # Adam's rate for V and b, constant
+    value_lr: float = 1e-3  # Adam's rate for V and b, constant; ten times por.py's, for few updates
     discount: float = 0.99  # gamma
     polyak: float = 0.005  # step of V' towards V
     hidden: int = 128  # width of V, guide and b
@@ -335,10 +335,9 @@ def load_dataset(args: Args) -> tuple[dict, dict]:
 def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
     """Check flat arrays, find each row's next state; returns rows, and the task with their sizes.
 
-    Rows are float32 of one length n: observations, next_observations (n, obs), actions (n, act),
-    rewards, terminals (n,), known (n,): is the next observation true?, ends (n,): does an episode
-    end or is it cut here? Inside an episode the next state is the next row's observation. Where
-    one ends, that row is another's: stored next_observations serve if they agree elsewhere.
+    Rows are float32: observations, next_observations (n, obs), actions (n, act), rewards, terminals
+    (n,), known (n,): is the next observation true?, ends (n,): does an episode end or is it cut? A
+    next state is the next row's, but at ends, where stored ones serve if they agree elsewhere.
     """
     env, digest, n = make_env(task), hashlib.sha256(), len(rows["rewards"])
     obs_shape, box, where = env.observation_space.shape, env.action_space, f"{task['name']}: "
@@ -427,29 +426,24 @@ class GaussianPolicy(nn.Module):
         return -(0.5 * ((y - mean) / std) ** 2 + std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
 
 class Adam:
-    """Adam (Kingma and Ba, 2015, Algorithm 1), as torch.optim's, whose step no compiled graph can
-    hold: with this one an update's losses, gradients and steps are one graph. The rate is a tensor,
-    which a schedule can change inside a CUDA graph."""
+    """Adam (Kingma and Ba, 2015, Algorithm 1), as torch.optim's, but fit for a compiled graph."""
 
     def __init__(self, weights, lr: float):
         self.weights = list(weights)
         self.means, self.squares = ([torch.zeros_like(w) for w in self.weights] for _ in range(2))
-        # vectors of one: what is written to a float64 scalar is lost in compiled graphs (2.13)
         self.lr = torch.tensor([lr], device=self.weights[0].device)
-        self.count = torch.zeros_like(self.lr, dtype=torch.float64)
-        self.state = [self.lr, self.count, *self.means, *self.squares]  # what a checkpoint holds
+        self.count = torch.zeros_like(self.lr, dtype=torch.float64)  # scalars lose writes, compiled
+        self.state = [self.lr, self.count, *self.means, *self.squares]
 
     @torch.no_grad()
     def step(self, gradients) -> None:
-        """w <- w - lr mean / (sqrt(square) + eps), mean and square without their bias."""
-        self.count.add_(1)
+        """w <- w - lr m / (sqrt(v) + 1e-8), m and v without the bias of their start at 0."""
+        self.count += 1
         torch._foreach_lerp_(self.means, gradients, 1 - 0.9)
-        torch._foreach_mul_(self.squares, 0.999)
-        torch._foreach_addcmul_(self.squares, gradients, gradients, 1 - 0.999)
-        roots = torch._foreach_sqrt(self.squares)
-        torch._foreach_div_(roots, (1 - 0.999**self.count).sqrt().squeeze())
-        torch._foreach_add_(roots, 1e-8)
-        torch._foreach_mul_(roots, ((1 - 0.9**self.count) / -self.lr).squeeze())
+        torch._foreach_lerp_(self.squares, torch._foreach_mul(gradients, gradients), 1 - 0.999)
+        bias_m, bias_v = (1 - decay**self.count.squeeze() for decay in (0.9, 0.999))
+        roots = torch._foreach_div(torch._foreach_sqrt(self.squares), bias_v.sqrt())
+        roots = torch._foreach_mul(torch._foreach_add(roots, 1e-8), bias_m / -self.lr.squeeze())
         torch._foreach_addcdiv_(self.weights, self.means, roots)
 
 def minimize(optimizer: Adam, loss) -> None:
@@ -551,12 +545,11 @@ class Run:
 
     def begin(self) -> None:
         """Make the phase's updates, which take turns, the ones that advance() runs."""
-        if not (eager := self.execution == "eager"):
-            torch._dynamo.config.trace_autograd_ops = True  # else a gradient splits the graph
-        # a loss must not leave the graph with its history, which its gradient has used up
+        eager, updates = self.execution == "eager", self.agent.phases[self.phase][2:]
+        # one graph holds an update: gradients are traced, and no loss leaves it with its history
+        torch._dynamo.config.trace_autograd_ops = True
         detached = lambda update: lambda batch: {k: v.detach() for k, v in update(batch).items()}
-        self.updates = [torch.compile(detached(update), fullgraph=True, disable=eager)
-                        for update in self.agent.phases[self.phase][2:]]
+        self.updates = [torch.compile(detached(u), fullgraph=True, disable=eager) for u in updates]
         self.graph, self.began, self.sums = None, self.step, None
         if self.execution == "capture":  # no graph records the default stream: leave it for good
             torch.cuda.synchronize(self.device)
@@ -566,9 +559,8 @@ class Run:
         """One update, without autocast's cache, which would keep copies of outdated weights."""
         with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
             stats = self.updates[number % len(self.updates)](self.batch())
-        if stats:
-            new = torch.stack([v.float() for v in stats.values()])
-            new = torch.cat([new, torch.ones_like(new[:1])])  # the last row counts
+        if stats:  # a last row of ones counts
+            new = F.pad(torch.stack([v.float() for v in stats.values()]), (0, 0, 0, 1), value=1)
             self.names, self.sums = [*stats], new if self.sums is None else self.sums.add_(new)
 
     def advance(self, updates: int) -> None:
@@ -637,8 +629,7 @@ class Run:
         """Go back to what save() stored, possibly on another device."""
         self.agent.load_state_dict(state["agent"])
         for name, optimizer in self.agent.optimizers.items():
-            for own, stored in zip(optimizer.state, state["optimizers"][name], strict=True):
-                own.copy_(stored)
+            torch._foreach_copy_(optimizer.state, state["optimizers"][name])
         self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
         self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
         if state["device"] == self.device.type:  # others draw differently: start anew

@@ -279,7 +279,7 @@ def test_action_stitching_is_the_weighted_guide_with_actions():
     data = fields(lab, 5)
     agent = lab.por("weighted", world)
     lab.train(agent, data)
-    cloned = demo.ActionStitching(agent, lab.generators(), lab.device)
+    cloned = demo.ActionStitching(agent, lab.generators())
     rows = {k: torch.from_numpy(np.stack([d[k][:20] for d in data])).float() for k in data[0]}
     rows["rewards"] = torch.randn(2, 20)  # else the advantages of untrained values are alike
     before, policy = copy.deepcopy(agent.state_dict()), copy.deepcopy(cloned.policy)
@@ -435,7 +435,7 @@ def test_the_same_seed_gives_the_same_numbers(run):
 
 @pytest.mark.parametrize("args, word", [
     (["--num-updates", 0], "--num-updates"), (["--alpha", -1], "--alpha"), (["--tau", 2], "--tau"),
-    (["--seed", -1], "--seed"), (["--device", "abacus"], "abacus"), (["--out", "file"], "file"),
+    (["--seed", -1], "--seed"), (["--device", "cuda"], "--device"), (["--out", "file"], "file"),
     (["--num-updates", 300, "--policy-lr", 1e30, "--part", "stitching"], "diverged")])
 def test_bad_input_is_refused_in_one_line(run, args, word):
     Path("file").write_text("mine")
