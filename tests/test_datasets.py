@@ -24,6 +24,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import bundle_replay  # noqa: E402
+import behavior_means  # noqa: E402
 import check_physics  # noqa: E402
 import collect as collecting  # noqa: E402
 import d4rl_policies  # noqa: E402
@@ -634,3 +635,16 @@ def test_table_of_nothing(root, monkeypatch):
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit, match=match):
             datasets_table.main()
+
+
+def test_means_are_the_policys_without_noise():
+    """Weights by which mean and deviation are known: tanh(0.5) and a deviation of 1."""
+    shapes = {"fc0": (4, 3), "fc1": (4, 4), "last_fc": (1, 4), "last_fc_log_std": (1, 4)}
+    weights = {f"{k}.{kind}": np.zeros(shape if kind == "weight" else shape[:1], np.float32)
+               for k, shape in shapes.items() for kind in ("weight", "bias")}
+    weights["last_fc.bias"] += 0.5
+    rng, obs = np.random.default_rng(0), np.ones((1, 3), np.float32)
+    actions = {kind: kind(weights)(obs, kind(weights).draw(rng, 1))
+               for kind in (behavior_means.MeanPolicy, behavior_means.SacPolicy)}
+    np.testing.assert_allclose(actions[behavior_means.MeanPolicy], np.tanh(0.5), rtol=1e-6)
+    assert abs(actions[behavior_means.SacPolicy] - np.tanh(0.5)) > 0.01
