@@ -593,7 +593,7 @@ class Run:
                   "final": self.evaluations[-1] if finished else None, "last_ten_scores": last,
                   "evaluations": self.evaluations, "parts": self.parts}
         torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
-                    "optimizers": {k: o.state for k, o in self.agent.optimizers.items()},
+                    "moments": {k: o.state for k, o in self.agent.optimizers.items()},
                     "generators": [g.get_state() for g in self.generators]}, buffer := io.BytesIO())
         part, text = Path(self.args.run_dir, "part"), json.dumps(result, indent=1).encode()
         try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
@@ -607,7 +607,7 @@ class Run:
         """Go back to what save() stored, possibly on another device."""
         self.agent.load_state_dict(state["agent"])
         for name, optimizer in self.agent.optimizers.items():
-            torch._foreach_copy_(optimizer.state, state["optimizers"][name])
+            torch._foreach_copy_(optimizer.state, state["moments"][name])
         self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
         self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
         if state["device"] == self.device.type:  # others draw differently: start anew
@@ -733,7 +733,7 @@ def main() -> None:
         free += ["execution", "precision", "final_eval_episodes", "eval_only"] * args.eval_only
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            assert state["script"] == script, f"it belongs to {state['script']}.py"
+            assert state["moments"] and state["script"] == script, f"it is {state['script']}.py's"
             stored = Args(**state["args"] | {k: vars(args)[k] for k in free})
         except Exception as error:
             raise SystemExit(f"{path}: no checkpoint of {script}.py, choose another --run-dir "

@@ -92,7 +92,7 @@ def differing(one, other, name="") -> list[str]:
 def same_end(folder: Path, one: str, other: str) -> None:
     """Both runs ended with the same weights, optimisers, generators and evaluations."""
     states = [torch.load(folder / run / "checkpoint.pt") for run in (one, other)]
-    keys = ("agent", "optimizers", "generators", "evaluations", "phase", "step", "finished")
+    keys = ("agent", "moments", "generators", "evaluations", "phase", "step", "finished")
     assert states[0]["finished"] and len(states[0]["generators"]) == 2
     assert differing(*({key: state[key] for key in keys} for state in states)) == []
 

@@ -1005,16 +1005,17 @@ def test_cuda_is_refused_where_there_is_none(main, tiny_hdf5):
 
 
 def save_as_another_script(path: Path) -> None:
-    torch.save({"script": "iql", "args": {}}, path)
+    torch.save({"script": "iql", "args": {}, "moments": {"value": []}}, path)
 
 
 @pytest.mark.parametrize("damage, words", [
     (save_as_another_script, ["iql.py"]),
+    (lambda path: torch.save({"script": "por", "args": {}, "optimizers": {}}, path), ["moments"]),
     (lambda path: path.write_bytes(b"garbage"), []),
     (lambda path: path.write_bytes(b""), []),
     (lambda path: path.write_bytes(path.read_bytes()[:3000]), []),
     (lambda path: torch.save([1, 2], path), [])],
-    ids=["another script", "garbage", "empty", "truncated", "a list"])
+    ids=["another script", "an older version", "garbage", "empty", "truncated", "a list"])
 @pytest.mark.parametrize("more", [[], ["--eval-only"]], ids=["train", "eval-only"])
 def test_a_checkpoint_of_something_else_is_refused(folder, weighted_run, main, damage, words, more):
     path = Path("run/checkpoint.pt")

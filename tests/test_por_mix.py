@@ -339,7 +339,7 @@ def same_end(one: Path, other: Path) -> None:
     states = [torch.load(folder / "checkpoint.pt") for folder in (one, other)]
     assert states[0]["evaluations"] == states[1]["evaluations"] and states[0]["finished"]
     assert len(states[0]["generators"]) == 6
-    for key in ("agent", "optimizers", "generators"):
+    for key in ("agent", "moments", "generators"):
         assert same(*(tensors(state[key]) for state in states)) and tensors(states[0][key]), key
 
 
