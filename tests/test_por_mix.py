@@ -311,7 +311,8 @@ def test_main_more_and_extra_are_runs_of_por(files, whole, por, main):
     for variant, name in (("main", "o"), ("more", "both"), ("extra", "e")):
         settings = result_of(files / "whole")["args"]
         end = main("--env", "hopper-medium-v2", "--dataset-file", files / f"{name}.hdf5", "--seed",
-                   5, "--num-seeds", 2, "--run-dir", name, *UPDATES, "--guide", settings["guide"])
+                   5, "--num-seeds", 2, "--run-dir", name, *UPDATES, "--guide", settings["guide"],
+                   "--value-lr", settings["value_lr"])
         assert end.code == 0, end.err
         np.testing.assert_allclose(result_of(Path(name))["final"]["returns"],
                                    variants[variant]["returns"], rtol=1e-4)
