@@ -109,6 +109,25 @@ def test_nothing_is_compiled_after_the_first_updates(script, own, isolated, monk
     assert graphs[0::2] == graphs[1::2] and graphs[0] > 0
 
 
+@SCRIPTS
+def test_a_traced_update_is_the_eager_one(script, own, isolated, monkeypatch):
+    """Without a compiler, so that what is left of an update is what was traced, nothing else."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    ends = []
+    for way in ("eager", "compile"):
+        run = build(script, own, way)
+        for number, updates in phases(run):
+            run.phase, run.step = number, 0
+            run.begin()
+            run.advance(6 * len(updates))
+        ends.append({**run.agent.state_dict(), **{
+            f"{name}, {i}": x for name, optimizer in run.agent.optimizers.items()
+            for i, x in enumerate(optimizer.state)}})
+    for name, (one, other) in {k: (ends[0][k], ends[1][k]) for k in ends[0]}.items():
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5, msg=lambda m: f"{name}: {m}")
+
+
 @NEEDS_CUDA
 @SCRIPTS
 def test_captured_losses_are_the_eager_ones(script, own, isolated):
