@@ -386,7 +386,7 @@ D4RL_FILES |= {f"antmaze-{kind}-v2": (
 D4RL_ENVS |= {f"antmaze-{maze}": (f"AntMaze-{maze}-v2", 0.0, 1.0) for maze in MAZES}
 
 class AntMaze(AntEnv):
-    """D4RL's antmaze-*-v2 (ant.py, maze_env.py): Gymnasium's ant, other time step, contacts, motor,
+    """D4RL's antmaze-*-v2 (ant.py, maze_env.py): Gymnasium's ant, other timestep, contacts, motors,
     cells of 4 m. Observations (29,): x, y from the start, other positions, velocities, no goal."""
 
     def __init__(self, maze: str, **kwargs):

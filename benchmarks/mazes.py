@@ -28,8 +28,8 @@ catalogue): umaze 10,154, umaze-diverse 1,036, medium-play 10,768, medium-divers
 sizes given there, are 1,426 and 999 timeouts. That leaves 8,727, 36, 9,768, 1,959, 12,517 and 6,189
 rewarded rows in a million; ours depend on the seed, as the ant lingers about its goals. In umaze,
 where every ant has the same goal cell, that would be 140,000 for most points. Only close to one
-corner of where the task draws its goals ours come down to D4RL's number, so the point of umaze is
-set there, whatever the seed.
+corner of where the task draws its goals ours come near D4RL's number (10,066 in the million), so
+the point of umaze is set there, whatever the seed.
 
 PointMaze. The recipe of Minari's D4RL/pointmaze (Farama-Foundation/minari-dataset-generation-
 scripts, scripts/pointmaze): in PointMaze_*-v3 of Gymnasium-Robotics, which draws a new goal when
