@@ -21,9 +21,11 @@ and `fp32, oneDNN` that they do not here.
     python benchmarks/speed.py --script iql td3_bc --num-seeds 1 5 10 20 --out benchmarks/SPEED.md
     python benchmarks/speed.py --script spot --phase vae
     python benchmarks/speed.py --task antmaze --threads 2 -- --guide q    # after --: the script's
+    python benchmarks/speed.py --start-up rebuilt/hopper/medium-v0        # its datasets must be there
 
 With --out the numbers go to results/speed/ beside that page, and a table into it. Compare only
-rows that were measured while nothing else ran on the machine. Other people's code is timed beside
+rows that were measured while nothing else ran on the machine. --start-up times whole commands
+instead, from their start to their end after a single update. Other people's code is timed beside
 ours by benchmarks/peers.py.
 """
 
@@ -38,6 +40,7 @@ import re
 import resource
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -67,6 +70,7 @@ PRODUCT = {"cpu": 1_024, "cuda": 8_192}  # side of the square product whose rate
 COLUMNS = ("script", "options", "execution", "precision", "seeds", "ms/update", "min to max",
            "sampling", "losses", "optimiser", "updates/s", "seed-updates/s", "s/evaluation",
            "its share", "GFLOP/update", "GFLOP/s", "of the limit", "peak MiB")
+SHORTEST = ("--num-updates", "1", "--eval-episodes", "1", "--final-eval-episodes", "1")
 
 
 @dataclass
@@ -102,6 +106,8 @@ class Args:
     """updates between two evaluations, for their share of the time"""
     parts: bool = True
     """split an update into sampling, losses and optimiser"""
+    start_up: tuple[str, ...] = ()
+    """instead of all this, time whole commands of one update on these datasets, which are there"""
     out: Path | None = None
     """Markdown page with the lines <!-- ours:begin --> and <!-- ours:end -->, between which the
     tables go; the numbers go into results/speed/ beside it"""
@@ -329,6 +335,28 @@ def machine(device: torch.device) -> str:
             f"PyTorch {torch.__version__}, Python {platform.python_version()}")
 
 
+def start_up(script: str, dataset: str, repeats: int) -> dict:
+    """Seconds of whole commands that train for one update, and the rows of their dataset.
+
+    Such a command reads and checks the data, evaluates two episodes and writes a checkpoint. Raises
+    SystemExit if it fails.
+    """
+    seconds = []
+    for _ in range(repeats):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, str(ALGORITHMS / f"{script}.py"), "--env", dataset,
+                       "--run-dir", folder, *SHORTEST]
+            clock = time.perf_counter()
+            child = subprocess.run(command, capture_output=True, text=True)
+            seconds.append(time.perf_counter() - clock)
+            if child.returncode:
+                raise SystemExit(f"{' '.join(command[1:4])} ended with code {child.returncode}: "
+                                 f"{child.stderr[-500:]}")
+            task = json.loads(Path(folder, "result.json").read_text(encoding="utf-8"))["task"]
+    return {"script": script, "dataset": dataset, "transitions": task["transitions"],
+            "seconds": seconds}
+
+
 # ---- Rows, tables, the page
 
 def per_update(result: dict, key: str = "seconds") -> float | None:
@@ -379,12 +407,28 @@ def table(numbers: dict) -> str:
         "\n".join([heading(), *map(table_row, rows)])])
 
 
+def start_up_table(numbers: dict) -> str:
+    """What --start-up measured: hardware, how, and its rows."""
+    rows = [f"| {r['script']} | `{r['dataset']}` | {r['transitions']:,} | "
+            f"{np.median(r['seconds']):.1f} | {min(r['seconds']):.1f} to {max(r['seconds']):.1f} |"
+            for r in numbers["rows"]]
+    return "\n\n".join([
+        "### Start-up", f"`{numbers['command']}`",
+        f"{numbers['machine']}. Commit {numbers['commit']}, {numbers['date']}. Load before the "
+        f"start: {numbers['load']:.1f}. Seconds of the whole command, of which the first update "
+        f"is a part: median of {len(numbers['rows'][0]['seconds'])}, the first of which may find "
+        "files that no cache holds.",
+        "\n".join(["| script | dataset | rows | seconds | min to max |", "| --- |" + " --- |" * 4,
+                   *rows])])
+
+
 def tables(folder: Path) -> str:
     """All tables of the page, of the files of numbers in a folder."""
     files = sorted(folder.glob(f"{PREFIX}*.json"))
     note = ("<!-- Written by benchmarks/speed.py from results/speed/ours-*.json. Edit neither by "
             "hand: the tests compare them. -->")
-    parts = [table(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    numbers = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    parts = [(start_up_table if "dataset" in n["rows"][0] else table)(n) for n in numbers]
     return "\n\n".join([note, *parts]) if parts else "Not measured yet."
 
 
@@ -448,7 +492,7 @@ def check(args: Args, words: list[str]) -> None:
             load_script(script)
     for name, value in asdict(args).items():
         values = value if isinstance(value, tuple) else [value]
-        if not values:
+        if not values and name != "start_up":
             raise SystemExit(f"--{name.replace('_', '-')} needs a value")
         least = int(name != "eval_episodes")
         if any(type(v) is int and v < least for v in values):
@@ -459,6 +503,14 @@ def check(args: Args, words: list[str]) -> None:
         raise SystemExit("--rewrite needs --out, the page")
     if args.out:
         replaced(args.out, "")
+
+
+def store(args: Args, numbers: dict, name: str) -> None:
+    """With --out: the numbers as a file, named so unless --name says otherwise, and the page."""
+    if args.out:
+        folder = args.out.parent / NUMBERS
+        write(folder / f"{PREFIX}{args.name or name}.json", json.dumps(numbers, indent=1) + "\n")
+        write(args.out, replaced(args.out, tables(folder)))
 
 
 def main(words: list[str] | None = None) -> None:
@@ -479,6 +531,12 @@ def main(words: list[str] | None = None) -> None:
                "date": time.strftime("%F"), "load": os.getloadavg()[0], "task": args.task,
                "phase": args.phase, "repeats": args.repeats, "eval_episodes": args.eval_episodes,
                "rows": []}
+    if args.start_up:
+        numbers["machine"] = machine(torch.device("cpu"))
+        numbers["rows"] = [start_up(*way, args.repeats)
+                           for way in product(args.script, args.start_up)]
+        print(start_up_table(numbers))
+        return store(args, numbers, "start-up")
     for way in product(args.script, args.num_seeds, args.execution, args.precision):
         fields = dict(zip(("script", "num_seeds", "execution", "precision"), zip(way)))
         result = measure_apart(replace(args, **fields), own)
@@ -490,11 +548,7 @@ def main(words: list[str] | None = None) -> None:
         numbers["rows"].append({"script": way[0], "options": " ".join(own), "seeds": way[1],
                                 "eval_every": args.eval_every} | result)
         print(table_row(numbers["rows"][-1]), flush=True)
-    if args.out:
-        name = args.name or f"{numbers['rows'][0]['device']}-{args.task}"
-        folder = args.out.parent / NUMBERS
-        write(folder / f"{PREFIX}{name}.json", json.dumps(numbers, indent=1) + "\n")
-        write(args.out, replaced(args.out, tables(folder)))
+    store(args, numbers, f"{numbers['rows'][0]['device']}-{args.task}")
 
 
 if __name__ == "__main__":
