@@ -174,6 +174,25 @@ def test_speed_says_what_is_wrong(words, complaint, monkeypatch):
     assert complaint in str(stop.value) and "\n" not in str(stop.value)
 
 
+def test_start_up_is_the_time_of_a_whole_command_and_a_table(tmp_path, monkeypatch):
+    page = tmp_path / "SPEED.md"
+    page.write_text(PAGE)
+    monkeypatch.setattr(speed, "ALGORITHMS", tmp_path)
+    (tmp_path / "slow.py").write_text(
+        "import json, sys, time\ntime.sleep(0.5)\nwords = sys.argv\n"
+        "assert words[words.index('--num-updates') + 1] == '1'\n"
+        "folder = words[words.index('--run-dir') + 1]\n"
+        "json.dump({'task': {'transitions': 1234}}, open(folder + '/result.json', 'w'))\n")
+    speed.main(["--script", "slow", "--start-up", "some/set-v0", "--repeats", "2", "--out",
+                str(page)])
+    (row,) = json.loads((tmp_path / "results/speed/ours-start-up.json").read_text())["rows"]
+    assert row["transitions"] == 1234 and len(row["seconds"]) == 2 and min(row["seconds"]) >= 0.5
+    assert "| slow | `some/set-v0` | 1,234 |" in page.read_text()
+    (tmp_path / "slow.py").write_text("raise SystemExit('no such dataset')")
+    with pytest.raises(SystemExit, match="no such dataset"):
+        speed.main(["--script", "slow", "--start-up", "some/set-v0"])
+
+
 def test_the_speed_page_holds_what_the_numbers_give():
     page = BENCHMARKS / "SPEED.md"
     assert speed.replaced(page, speed.tables(page.parent / speed.NUMBERS)) == page.read_text()
