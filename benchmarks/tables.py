@@ -505,9 +505,9 @@ STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False,
 
 
 def shown(row: Row, part: list[Row]) -> str:
-    """The label, with the precision where rows of a section differ in nothing else."""
-    rivals = {r.precision for r in part if (r.label, r.dataset) == (row.label, row.dataset)}
-    return row.label + f", {row.precision}" * (len(rivals) > 1)
+    """The label, with the precision if somewhere in its section rows differ in nothing else."""
+    rivals = {(r.dataset, r.precision) for r in part if r.label == row.label}
+    return row.label + f", {row.precision}" * (len(rivals) > len({d for d, _ in rivals}))
 
 
 def looks(part: list[Row]) -> dict[str, dict]:

@@ -7,6 +7,7 @@ stops and writes the same result.json, but an update is a pause. One test runs p
 """
 
 import csv
+import dataclasses
 import itertools
 import json
 import os
@@ -485,6 +486,8 @@ def test_lengths_and_precisions_are_kept_apart(folder):
     assert [tables.slug(part) for part in (short, long)] == ["rebuilt-100k", "rebuilt-1M"]
     assert [tables.shown(r, long) for r in long] == ["BC, bf16", "BC, fp32"]
     assert [tables.shown(r, short) for r in short] == ["BC"]
+    other = dataclasses.replace(long[0], dataset="rebuilt/walker2d/medium-v0")
+    assert tables.shown(other, [*long, other]) == "BC, bf16", "one name, and colour, everywhere"
 
 
 def test_returns_without_reference_are_marked(folder):
