@@ -439,7 +439,7 @@ for maze in MAZES:  # registered as a class: a script that runs cannot be import
                  max_episode_steps=700 if maze == "umaze" else 1000)
 
 class Adam:
-    """Adam (Kingma and Ba, 2015, Algorithm 1), as torch.optim's, but fit for a compiled graph."""
+    """torch.optim's Adam (Kingma, Ba, 2015); compiled, exp is taken once, ** for every weight."""
 
     def __init__(self, weights, lr: float):
         self.weights = list(weights)
@@ -454,7 +454,7 @@ class Adam:
         self.count += 1
         torch._foreach_lerp_(self.means, gradients, 1 - 0.9)
         torch._foreach_lerp_(self.squares, torch._foreach_mul(gradients, gradients), 1 - 0.999)
-        bias_m, bias_v = (1 - decay**self.count.squeeze() for decay in (0.9, 0.999))
+        bias_m, bias_v = (1 - (self.count * math.log(d)).exp().squeeze() for d in (0.9, 0.999))
         roots = torch._foreach_div(torch._foreach_sqrt(self.squares), bias_v.sqrt())
         roots = torch._foreach_mul(torch._foreach_add(roots, 1e-8), bias_m / -self.lr.squeeze())
         torch._foreach_addcdiv_(self.weights, self.means, roots)
