@@ -496,10 +496,9 @@ def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     error = lambda: (x @ x / (x.double() @ x.double()) - 1).abs().max().item()
     if args.precision == "fp32" or not cuda and error() > 1e-5:
         torch.set_float32_matmul_precision("highest")
-    autocast = args.precision == "bf16"
     print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; largest error of "
-          f"matrix products {error():.0e}" + ", bf16 autocast" * autocast)
-    return device, execution, autocast
+          f"matrix products {error():.0e}" + ", bf16 autocast" * (args.precision == "bf16"))
+    return device, execution, args.precision == "bf16"
 
 class Run:
     """A training run of N seeds: batches, updates, evaluations; stored and restored whole."""
@@ -548,6 +547,7 @@ class Run:
         eager, updates = self.execution == "eager", self.agent.phases[self.phase][2:]
         # one graph holds an update: gradients are traced, and no loss leaves it with its history
         torch._dynamo.config.trace_autograd_ops = True
+        torch._inductor.config.cpp_wrapper = self.device.type == "cpu"  # half the time to compile
         detached = lambda update: lambda batch: {k: v.detach() for k, v in update(batch).items()}
         self.updates = [torch.compile(detached(u), fullgraph=True, disable=eager) for u in updates]
         self.graph, self.began, self.sums = None, self.step, None

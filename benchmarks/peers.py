@@ -41,6 +41,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,7 @@ import tyro
 import speed
 
 MARK = "speed"  # of the page's part that this command writes
-NUMBERS = Path("results", "speed", "peers.json")  # beside the Markdown file of --out
+NUMBERS = Path("results", "speed", "peers.json")  # beside the page; another machine's: see places()
 NOTHING = "Not measured yet."
 NAMES = {"por": "POR", "iql": "IQL", "td3_bc": "TD3+BC", "bc": "BC", "spot": "SPOT"}
 # Not needed by an update, but imported by the files that hold it
@@ -127,6 +128,9 @@ class Args:
     out: Path | None = None
     """Markdown file with the two markers, between which the tables go; the numbers go into
     results/speed/peers.json beside it"""
+    machine: str = ""
+    """name of another machine than the first: its tables stand between markers of their own,
+    `speed-NAME`, its numbers in peers-NAME.json"""
 
 
 # ---- Their updates: load(name) imports a file of theirs, rows and sizes as their loops get them
@@ -645,19 +649,28 @@ def table(timings: list[dict], short: str) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def places(machine: str) -> tuple[str, Path]:
+    """Mark in the page, and file of the numbers beside it, of the machine with that name."""
+    suffix = f"-{machine}" if machine else ""
+    return MARK + suffix, NUMBERS.with_stem(NUMBERS.stem + suffix)
+
+
 def tables(result: dict | None) -> str:
-    """All that stands between the markers: hardware, a table per task, what was timed."""
+    """All that stands between the markers: hardware, a table per task, what was timed.
+
+    What was timed of theirs, and how, stands below the first machine's tables only.
+    """
     if result is None:
         return NOTHING
-    timings, options = result["timings"], result["options"]
+    timings, options, machine = result["timings"], result["options"], result.get("name", "")
     unequal = max(abs(s / np.median(t["seconds"]) - 1) for t in timings for s in t["seconds"])
     own = [t for t in timings if t["code"] == "ours"]
     products = " and ".join(sorted({t["precision"] for t in own}))
     their = " and ".join(sorted({t.get("precision", "fp32") for t in timings if t not in own}))
     versions = "".join(f"; {jax}" for jax in sorted({t["jax"] for t in timings if "jax" in t}))
     parts = [
-        "<!-- Written by benchmarks/peers.py from results/speed/peers.json. Edit neither by hand: "
-        "the tests compare them. -->",
+        f"<!-- Written by benchmarks/peers.py from {places(machine)[1].as_posix()}. Edit neither "
+        "by hand: the tests compare them. -->",
         f"`{result['command']}`",
         f"{result['machine']}{versions}. Commit {result['commit']}, {result['date']}. Load before "
         f"the start: {result['load']:.1f}. Matrix products of ours: {products}, of theirs: "
@@ -678,6 +691,8 @@ def tables(result: dict | None) -> str:
                              f"({precisions[asked]}) beside theirs, which remain {their}.")
             kept = [t for t in here if t["code"] != "ours" or t.get("asked") == asked]
             parts.append(table(kept, short))
+    if machine:
+        return "\n\n".join(parts)
     codes = {t["code"] for t in timings}
     parts.append("Timed: ours `Run.advance` in the phase `train`; theirs\n" + "\n".join(
         f"- [{peer.name}](https://github.com/{peer.repository}/tree/{peer.commit}): {peer.timed}."
@@ -707,8 +722,10 @@ def check(args: Args) -> None:
     if (args.jax_corl or args.unifloral) and not shutil.which(args.jax_python or ""):
         raise SystemExit("--jax-corl and --unifloral need --jax-python, a Python that has JAX; "
                          f"{args.jax_python or 'none'} was given")
+    if not re.fullmatch(r"[a-z0-9]*", args.machine):
+        raise SystemExit(f"--machine {args.machine}: small letters and digits make a name here")
     if args.out:
-        speed.replaced(args.out, "", MARK)
+        speed.replaced(args.out, "", places(args.machine)[0])
 
 
 def main(words: list[str] | None = None) -> None:
@@ -726,6 +743,7 @@ def main(words: list[str] | None = None) -> None:
              "jax_corl": "JAX-CORL", "unifloral": "unifloral", "jax_python": "jax/bin/python",
              "out": "benchmarks/SPEED.md"}
     result = {"command": speed.command_line("benchmarks/peers.py", args, names), "machine": "",
+              **({"name": args.machine} if args.machine else {}),
               "commit": speed.commit(), "date": time.strftime("%F"),
               "load": os.getloadavg()[0], "timings": [],
               "options": {k: getattr(args, k) for k in ("rows", "blocks", "seconds")}}
@@ -743,8 +761,9 @@ def main(words: list[str] | None = None) -> None:
         result["timings"] += entries
     print(tables(result))
     if args.out:
-        text = speed.replaced(args.out, tables(result), MARK)
-        speed.write(args.out.parent / NUMBERS, json.dumps(result, indent=1) + "\n")
+        mark, numbers = places(args.machine)
+        text = speed.replaced(args.out, tables(result), mark)
+        speed.write(args.out.parent / numbers, json.dumps(result, indent=1) + "\n")
         speed.write(args.out, text)
 
 

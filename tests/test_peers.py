@@ -542,6 +542,32 @@ def test_a_page_without_markers_is_refused_before_anything_starts(text, tmp_path
 
 def test_the_page_holds_what_the_numbers_give():
     page = ROOT / "benchmarks" / "SPEED.md"
-    numbers = page.parent / peers.NUMBERS
-    stored = json.loads(numbers.read_text()) if numbers.exists() else None
-    assert speed.replaced(page, peers.tables(stored), peers.MARK) == page.read_text()
+    marks = re.findall(r"<!-- speed(?:-(\w+))?:begin -->", page.read_text())
+    files = {(page.parent / peers.places(machine)[1]).name for machine in marks}
+    assert "" in marks and files == {
+        path.name for path in (page.parent / peers.NUMBERS.parent).glob("peers*.json")}
+    for machine in marks:
+        mark, numbers = peers.places(machine)
+        stored = json.loads((page.parent / numbers).read_text())
+        assert stored.get("name", "") == machine
+        assert speed.replaced(page, peers.tables(stored), mark) == page.read_text()
+
+
+def test_another_machine_has_a_part_and_numbers_of_its_own(tmp_path, checkout):
+    page = tmp_path / "SPEED.md"
+    page.write_text(PAGE)
+    words = ["--td3-bc", str(checkout), "--tasks", "hopper", "--scripts", "td3_bc", "--execution",
+             "eager", "--num-seeds", "1", "--seconds", "0.06", "--blocks", "2", "--rows", "2000",
+             "--threads", "1", "--out", str(page), "--machine"]
+    with pytest.raises(SystemExit, match="speed-amd:begin"):
+        peers.main([*words, "amd"])
+    with pytest.raises(SystemExit, match="letters and digits"):
+        peers.main([*words, "a/b"])
+    page.write_text(f"{PAGE}<!-- speed-amd:begin -->\n<!-- speed-amd:end -->\nlast\n")
+    peers.main([*words, "amd"])
+    text, numbers = page.read_text(), tmp_path / "results" / "speed" / "peers-amd.json"
+    assert text.startswith(PAGE) and text.endswith("<!-- speed-amd:end -->\nlast\n")
+    stored = json.loads(numbers.read_text())
+    assert stored["name"] == "amd" and peers.tables(stored) in text
+    assert "peers-amd.json" in text and "Timed:" not in text
+    assert not (tmp_path / peers.NUMBERS).exists()
