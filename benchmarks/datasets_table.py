@@ -3,6 +3,8 @@
     python benchmarks/datasets_table.py               # all of rebuilt/
     python benchmarks/datasets_table.py --loading     # and the CPU time of loading each
     python benchmarks/datasets_table.py --write benchmarks/DATASETS.md    # the table in that file
+    python benchmarks/datasets_table.py rebuilt/antmaze/umaze-v0 --loading \\
+        --write benchmarks/DATASETS.md    # this row of it; the others remain
 
 Every number is from a dataset's own metadata (or, with --loading, measured now). Means and
 deviations are over the episodes but the last, which is cut at the size of the set. The score is
@@ -33,7 +35,8 @@ class Args:
     loading: bool = False
     """measure how much CPU time Minari takes to load all episodes"""
     write: Path | None = None
-    """Markdown file whose table is renewed, instead of printing it"""
+    """Markdown file whose table is renewed, instead of printing it; only the rows of the named
+    datasets if there are any"""
 
 
 def off(ours: float, theirs: float) -> str:
@@ -93,6 +96,23 @@ def table(datasets: list[str], root: Path, loading: bool) -> str:
     return "\n".join(lines)
 
 
+def with_others(path: Path, new: str) -> str:
+    """The table of a file with the rows of `new` put in, in the place of those of the same names."""
+    inside = path.read_text().partition("<!-- datasets_table.py -->")[2].partition("<!-- end")[0]
+    head, rows = new.splitlines()[:2], {}
+    old = inside.strip().splitlines()
+    if old[:2] != head:
+        raise SystemExit(f"--write {path}: its table has other columns; with or without --loading?")
+    for line in [*old[2:], *new.splitlines()[2:]]:
+        rows[line.split("`")[1]] = line
+    return "\n".join([*head, *(rows[name] for name in sorted(rows, key=place))])
+
+
+def place(dataset: str) -> tuple[int, str]:
+    """Sorts datasets as RECIPES does."""
+    return [*RECIPES].index(find_recipe(dataset)[0]), dataset
+
+
 def replace_section(path: Path, name: str, text: str) -> None:
     """Put the text between the comments `<!-- name -->` and `<!-- end of name -->` of a file."""
     marks = f"<!-- {name} -->", f"<!-- end of {name} -->"
@@ -112,13 +132,13 @@ def main() -> None:
     root = datasets_root()
     found = [str(path.relative_to(root).parents[1])
              for path in root.glob("rebuilt/*/*/data/metadata.json")]
-    order = list(RECIPES)
-    place = lambda name: (order.index(find_recipe(name)[0]), name)
     datasets = args.datasets or sorted(found, key=place)
     if not datasets:
         raise SystemExit(f"no dataset in {root / 'rebuilt'}; make one: python "
                          "benchmarks/collect.py hopper-medium --steps 100000")
     text = table(datasets, root, args.loading)
+    if args.write and args.datasets:
+        text = with_others(args.write, text)
     replace_section(args.write, "datasets_table.py", text) if args.write else print(text)
 
 

@@ -631,6 +631,23 @@ def test_table_in_a_file(root, tmp_path, monkeypatch):
     assert path.read_text() == "nothing"
 
 
+def test_a_row_of_the_table_in_a_file(root, tmp_path, monkeypatch):
+    """The other rows are of datasets that this machine has not."""
+    collect("hopper-random", 100)
+    name, other = "rebuilt/hopper/random-100-v0", "| `rebuilt/hopper/medium-v0` | kept |"
+    path = tmp_path / "DATASETS.md"
+    head = datasets_table.table([], root, False)
+    marks = "<!-- datasets_table.py -->\n{}\n<!-- end of datasets_table.py -->\n"
+    path.write_text(marks.format(f"{head}\n{other}\n| `{name}` | old |"))
+    monkeypatch.setattr(sys, "argv", ["datasets_table.py", name, "--write", str(path)])
+    datasets_table.main()
+    new = datasets_table.table([name], root, False).splitlines()[-1]
+    assert path.read_text() == marks.format(f"{head}\n{new}\n{other}")
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--loading"])
+    with pytest.raises(SystemExit, match="other columns"):
+        datasets_table.main()
+
+
 def test_table_of_nothing(root, monkeypatch):
     for words, match in ((["x"], "no dataset in"), (["x", "rebuilt/a/b-v0"], "is not in")):
         monkeypatch.setattr(sys, "argv", words)
