@@ -21,6 +21,7 @@ import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -505,9 +506,12 @@ STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False,
 
 
 def shown(row: Row, part: list[Row]) -> str:
-    """The label, with the precision if somewhere in its section rows differ in nothing else."""
-    rivals = {(r.dataset, r.precision) for r in part if r.label == row.label}
-    return row.label + f", {row.precision}" * (len(rivals) > len({d for d, _ in rivals}))
+    """The label; of rows that differ in the precision alone, all but those with the section's
+    commonest one add theirs."""
+    common = Counter(sorted(r.precision for r in part if r.label == row.label)).most_common(1)
+    rivals = {r.precision for r in part if (r.label, r.dataset) == (row.label, row.dataset)}
+    differs = len(rivals) > 1 and row.precision != common[0][0]
+    return row.label + f", {row.precision}" * differs
 
 
 def looks(part: list[Row]) -> dict[str, dict]:
@@ -520,7 +524,7 @@ def looks(part: list[Row]) -> dict[str, dict]:
 def axis_label(part: list[Row]) -> str:
     kinds = {r.scored for r in part}
     return {(True,): "D4RL-normalized score", (False,): "return"}.get(
-        tuple(kinds), "normalized score, or return where none is defined")
+        tuple(kinds), "normalized score\n(return where none is defined)")
 
 
 def draw_bars(part: list[Row], targets: dict) -> plt.Figure:
@@ -556,7 +560,7 @@ def draw_bars(part: list[Row], targets: dict) -> plt.Figure:
                     [position - reach, position + reach], [level, level], color="0.35",
                     linestyle=(0, (4, 2)), linewidth=1.8, zorder=3)[0]
         axes.axhline(0, color="0.2", linewidth=1)
-        axes.set_xticks(range(len(datasets)), [d.replace("/", "/\n", 1) for d in datasets])
+        axes.set_xticks(range(len(datasets)), [d.replace("/", "/\n") for d in datasets])
         axes.tick_params(axis="x", length=0)
         axes.set_xlim(-0.6, len(datasets) - 0.4)
         axes.set_ylabel(axis_label(part))

@@ -484,10 +484,14 @@ def test_lengths_and_precisions_are_kept_apart(folder):
     put(folder, "bf16", result_of(updates=1_000_000, args={"precision": "bf16"}))
     short, long = tables.sections(read(folder))
     assert [tables.slug(part) for part in (short, long)] == ["rebuilt-100k", "rebuilt-1M"]
-    assert [tables.shown(r, long) for r in long] == ["BC, bf16", "BC, fp32"]
+    assert [tables.shown(r, long) for r in long] == ["BC", "BC, fp32"]
     assert [tables.shown(r, short) for r in short] == ["BC"]
     other = dataclasses.replace(long[0], dataset="rebuilt/walker2d/medium-v0")
-    assert tables.shown(other, [*long, other]) == "BC, bf16", "one name, and colour, everywhere"
+    for precision in ("bf16", "fp32", "auto"):  # one name, and colour, where nothing is to tell
+        alone = dataclasses.replace(other, precision=precision)
+        assert tables.shown(alone, [*long, alone]) == "BC"
+    most = [*long, *[dataclasses.replace(other, precision="fp32")] * 2]
+    assert [tables.shown(r, most) for r in long] == ["BC, bf16", "BC"], "the commonest has none"
 
 
 def test_returns_without_reference_are_marked(folder):
