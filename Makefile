@@ -14,7 +14,7 @@ help:
 	@echo "make run    set-up, small dataset, short POR training and its curve; again: goes on"
 	@echo "make test   set-up, then all tests"
 	@echo "make benchmarks  README's tables and pictures from benchmarks/results/, and their checks"
-	@echo "make sync   carries por.py's plumbing to the other scripts (MODEL=algorithms/x.py)"
+	@echo "make sync   carries what scripts share from por.py to the others (MODEL=algorithms/x.py)"
 	@echo "make diffstat  by how many lines the scripts differ"
 	@echo "make clean  removes caches and $(RUN_DIR), keeps .venv and the datasets"
 	@echo "make help   this text. The set-up makes .venv and installs requirements.txt into it"

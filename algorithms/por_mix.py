@@ -17,10 +17,10 @@ Only D_o's execute-policy exists before D_e comes, so D_e may be a slip: here ar
 mix_o is the run's own score. The slides tell no datasets, sizes or numbers, and the authors' code
 (github ryanxhr/POR) lacks this experiment.
 
-V, g and pi of each set, D_o, D_e and both, are what por.py learns from it (Eq. 3 to 7 there):
-trained once, then paired as the table says. So mix and more have the very same guide, main and
-mix_o the same execute-policy, and main is a run of por.py on D_o; except that PointMaze, for which
-nothing is published, has the settings and rewards of antmaze-umaze here.
+V, g and pi of each set, D_o, D_e and both, are what por.py, given the same options (narrower nets,
+smaller batches and --value-lr 1e-3 are the defaults here), learns from it: trained once, then
+paired as the table says, so mix and more have the very same guide, main and mix_o the same
+execute-policy. PointMaze, of which nothing is published, has antmaze-umaze's settings and rewards.
 - Of a seed, the networks of all sets start from the same weights and draw by the same random
   numbers, and variants start their episodes alike: compare them seed by seed.
 - Rewards are scaled set by set. Re-trained means from fresh weights, with as many updates.

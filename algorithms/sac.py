@@ -28,7 +28,7 @@ Unlike it:
 
     python algorithms/sac.py --env Hopper-v4 --num-updates 300000 --snapshot-every 1000     # online
     python algorithms/sac.py --env Pendulum-v1 --random-steps 1000 --num-updates 10000    # minutes
-    python algorithms/sac.py --env rebuilt/hopper/medium-v0                   # offline: it fails
+    python algorithms/sac.py --env rebuilt/hopper/medium-v0                   # expected to fail
 """
 
 import math
