@@ -172,7 +172,7 @@ def orderings(rows: list[Row], targets: dict) -> str:
                    better.precision, len(better.seeds), len(worse.seeds))
             together.setdefault(key, []).append((better, worse))
     for (high, low, suite, *_), pairs in together.items():
-        if len(pairs) > 1:
+        if len(pairs) > 1 and len(pairs) == len({a.dataset for a, _ in pairs}):
             found = support([(a.final, b.final) for a, b in pairs])
             lines.append([f"{high} > {low}", f"{suite}, {len(pairs)} tasks", "as above",
                           *support_cells(found, *pairs[0])])
@@ -208,6 +208,8 @@ def read_claims(path: Path) -> list[dict]:
 def failure(claim: dict, rows: dict[str, Row], targets: dict) -> str | None:
     """Why a claim does not hold; None if it does. rows: by file name without .json."""
     names, others = claim["result"].split(";"), claim["than"].split(";")
+    if twice := [name for name in names if names.count(name) > 1]:
+        return f"{twice[0]} is named twice: a result counts once"
     needed = names + others * (claim["claim"] == "better")
     if missing := [name for name in needed if name not in rows]:
         return f"no result {', '.join(missing)}"

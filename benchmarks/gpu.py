@@ -6,25 +6,27 @@ newer, Python 3.11 or newer), and nothing else: no network, no dataset. Three pa
 - check: the same updates on the CPU and on the GPU, from the same weights and batches in fp32, give
   the same losses; captured, compiled and eager ones on the GPU do over 1,000 updates; then the
   tests that need CUDA. Differences are relative, |a - b| / max(1, |a|), of the losses averaged over
-  blocks of updates, the largest of all seeds.
+  blocks of updates, the largest of all seeds. It has half of the time if another part follows.
 - speed: benchmarks/speed.py's table, the rows of the aims first: a million updates of one seed in
   120 s (IQL, TD3+BC) and 180 s (POR), ten seeds in at most twice the time of one.
 - train: builds the datasets from the policies in benchmarks/behavior/ (collect.py) and trains
   through run.py what benchmarks/results/ lacks, dataset by dataset, all algorithms at once. While
   one of them evaluates, which needs the CPU, the others have the GPU.
 
-    python benchmarks/gpu.py --parts check speed --budget-seconds 540 --out out
-    python benchmarks/gpu.py --parts train --budget-seconds 540 --out out   # again: goes on
+    python benchmarks/gpu.py --parts check speed --budget-seconds 540 --out out   # again: goes on
+    python benchmarks/gpu.py --parts train --budget-seconds 540 --out out         # too
 
 Nothing begins that the budget has no room for; what still runs at its end is ended, a training
-after its checkpoint. Whatever is there then lies in one archive, OUT/gpu.tar.gz: check.json, the
-numbers for results/speed/, the finished results for results/, and the logs. Unpack it, put the
-results into their places, and write the page by `python benchmarks/speed.py --rewrite --out
-benchmarks/SPEED.md`. The exit code is 1 if a check failed. On a CPU (--device cpu) everything runs,
-with small settings within seconds, but no capture.
+after its checkpoint. The same command again does what is missing: what agreed and what was timed
+stays, as long as machine, sources and settings are the same. Whatever is there then lies in one
+archive, OUT/gpu.tar.gz: check.json, the numbers for results/speed/, the finished results for
+results/, and the logs. Unpack it, put the results into their places, and write the page by `python
+benchmarks/speed.py --rewrite --out benchmarks/SPEED.md`. The exit code is 1 if a check failed. On a
+CPU (--device cpu) everything runs, with small settings within seconds, but no capture.
 """
 
 import contextlib
+import hashlib
 import importlib.util
 import json
 import math
@@ -39,13 +41,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-import tyro
+NEEDED = ("torch", "tyro", "gymnasium", "gymnasium_robotics", "h5py", "minari", "mujoco", "numpy",
+          "pytest", "tensorboard", "tqdm")
+if absent := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+    raise SystemExit(f"not installed here: {', '.join(absent)}. Without a network: pip download "
+                     "them elsewhere for this Python, then pip install --no-index --find-links "
+                     "FOLDER")
 
-import collect
-import recipes
-import run
-import speed
+import torch  # noqa: E402
+import tyro  # noqa: E402
+
+import collect  # noqa: E402
+import recipes  # noqa: E402
+import run  # noqa: E402
+import speed  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 # Scripts and their own options that are checked, in the order of what would hurt most
@@ -61,8 +70,7 @@ TIMED = [(tuple(AIMS), (1, 10), "capture", "auto"), (tuple(AIMS), (1,), "compile
 # and TD3+BC) were off the eager ones by 2e-7 in the first 100 of 1,000 updates, 1e-4 in the last.
 NEAR, FAR = 1e-3, 2e-2  # largest difference in the first tenth of the updates, and in all of them
 STOP = 40  # seconds that a training gets to write its checkpoint, of the budget
-NEEDED = ("gymnasium", "gymnasium_robotics", "h5py", "minari", "mujoco", "numpy", "pytest",
-          "tensorboard", "tqdm", "tyro")
+ENDED = {"error": "the budget ended"}
 
 
 @dataclass
@@ -115,6 +123,25 @@ class Clock:
 
 def say(text: str) -> None:
     print(text, flush=True)
+
+
+def basis(args: Args, *names: str) -> dict:
+    """What two calls must have in common for one to go on with the other's numbers."""
+    digest = hashlib.sha256()
+    for path in sorted([*speed.ALGORITHMS.glob("*.py"), *Path(__file__).parent.glob("*.py")]):
+        digest.update(path.read_bytes())
+    return {"machine": speed.machine(torch.device(args.device)), "sources": digest.hexdigest(),
+            **{name: getattr(args, name) for name in names}}
+
+
+def earlier(path: Path, same: dict) -> dict | None:
+    """An earlier call's file if it has that basis."""
+    if path.exists():
+        report = json.loads(path.read_text())
+        if report.get("basis") == same:
+            return report
+        say(f"{path.name} is of another machine, source or setting: begun anew")
+    return None
 
 
 def call(command: list, clock: Clock, log: Path, **options) -> int | None:
@@ -184,9 +211,11 @@ def compare(args: Args, clock: Clock, report: dict) -> None:
                   given | on(args.device, "eager"))]
         pairs += [(f"eager and {way}", drawn | on(args.device, "eager"),
                    drawn | on(args.device, way)) for way in args.execution if way != "eager"]
-        known = {}
+        known, agreed = {}, {entry["what"] for entry in report["comparisons"]}
         for name, *configs in pairs:
             title = " ".join([script, *own, name])
+            if title in agreed:
+                continue
             if clock.left() < 20:
                 report["skipped"].append(title)
                 continue
@@ -197,6 +226,9 @@ def compare(args: Args, clock: Clock, report: dict) -> None:
                     known[key] = child("--losses", config, clock)
                 found.append(known[key])
             wrong = [answer for answer in found if "error" in answer]
+            if ENDED in wrong:
+                report["skipped"].append(title)
+                continue
             entry = {"what": title, "updates": configs[0]["block"] * configs[0]["blocks"]}
             if wrong:
                 entry |= {"agree": False, "error": wrong[0]["error"]}
@@ -219,7 +251,7 @@ def child(word: str, config: dict, clock: Clock) -> dict:
         done = subprocess.run([sys.executable, __file__, word, json.dumps(config)], text=True,
                               capture_output=True, timeout=max(1, clock.left()))
     except subprocess.TimeoutExpired:
-        return {"error": "the budget ended"}
+        return ENDED
     if done.returncode == 0:
         return json.loads(done.stdout)
     lines = [line for line in done.stderr.splitlines() if line.strip()] or ["without a word"]
@@ -227,25 +259,32 @@ def child(word: str, config: dict, clock: Clock) -> dict:
 
 
 def check(args: Args, clock: Clock) -> bool:
-    """Part one; writes check.json and says whether all agreed."""
-    report = {"machine": speed.machine(torch.device(args.device)), "commit": speed.commit(),
-              "date": time.strftime("%F"), "comparisons": [], "skipped": []}
+    """Part one; writes check.json and says whether all that was compared agreed."""
+    path, same = args.work / "check.json", basis(args, "updates", "task", "rows")
+    before = earlier(path, same) or {"comparisons": [], "tests": {"code": None}}
+    report = {"machine": same["machine"], "commit": speed.commit(), "date": time.strftime("%F"),
+              "basis": same, "skipped": [], "tests": before["tests"],
+              "comparisons": [entry for entry in before["comparisons"] if entry["agree"]]}
     say(report["machine"])
     tests = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-k",
              "captured or cuda", ROOT / "tests" / "test_por.py", ROOT / "tests" / "test_gpu.py"]
-    if args.device != "cpu" and clock.left() > 60:
-        code = call(tests, clock, args.work / "tests.log", cwd=ROOT)
-        report["tests"] = {"code": code,
-                           "end": (args.work / "tests.log").read_text()[-3_000:]}
-        say(f"tests that need CUDA: code {code}")
     try:
         compare(args, clock, report)
+        if args.device != "cpu" and report["tests"]["code"] != 0:
+            code = call(tests, clock, args.work / "tests.log", cwd=ROOT) if (
+                clock.left() > 60) else None
+            if code is None:
+                report["skipped"].append("the tests that need CUDA")
+            else:
+                end = (args.work / "tests.log").read_text()[-3_000:]
+                report["tests"] = {"code": code, "end": end}
+                say(f"tests that need CUDA: code {code}")
     finally:
-        speed.write(args.work / "check.json", json.dumps(report, indent=1) + "\n")
+        speed.write(path, json.dumps(report, indent=1) + "\n")
     if report["skipped"]:
         say(f"no time left for {', '.join(report['skipped'])}")
     return (all(entry["agree"] for entry in report["comparisons"])
-            and report.get("tests", {"code": 0})["code"] in (0, None))
+            and report["tests"]["code"] in (0, None))
 
 
 # ---- Speed
@@ -253,13 +292,14 @@ def check(args: Args, clock: Clock) -> bool:
 def measure(args: Args, clock: Clock) -> None:
     """Part two; the file of numbers holds whatever has been measured."""
     kind = torch.device(args.device).type
-    numbers = {"command": "python benchmarks/gpu.py --parts speed", "commit": speed.commit(),
-               "machine": speed.machine(torch.device(args.device)), "date": time.strftime("%F"),
-               "load": os.getloadavg()[0], "task": args.task, "phase": "train", "repeats": 5,
-               "eval_episodes": 10, "rows": []}
+    same = basis(args, "task", "rows", "timed_updates")
+    numbers = {"command": f"python benchmarks/gpu.py --parts speed --device {args.device} --task "
+               f"{args.task} --rows {args.rows} --timed-updates {args.timed_updates}",
+               "commit": speed.commit(), "machine": same["machine"], "basis": same,
+               "date": time.strftime("%F"), "load": os.getloadavg()[0], "task": args.task,
+               "phase": "train", "repeats": 5, "eval_episodes": 10, "rows": []}
     path = args.work / "results" / "speed" / f"{speed.PREFIX}{kind}-{args.task}.json"
-    if path.exists():  # an earlier call's: go on with it
-        numbers["rows"] = json.loads(path.read_text())["rows"]
+    numbers["rows"] = (earlier(path, same) or numbers)["rows"]
     key = lambda row: tuple(row[k] for k in ("script", "seeds", "asked", "asked_precision"))
     known = {key(row) for row in numbers["rows"]}
     say(speed.heading())
@@ -352,6 +392,8 @@ def build_and_train(name: str, grid: run.Args, own: list[str], clock: Clock, arg
         last = [line for line in log.read_text().splitlines() if line.strip()][-1]
         return say(f"{name} was not built (code {code}): {last[:300]}")
     say(f"{name} is there after {time.monotonic() - began:.0f} s")
+    if clock.left() < STOP + 60:  # the command that goes on finds the dataset
+        return say(f"no time left to train on {name}")
     words = [sys.executable, ROOT / "benchmarks" / "run.py", "--algorithms", *grid.algorithms,
              "--datasets", *grid.datasets, "--num-seeds", grid.num_seeds, "--num-updates",
              grid.num_updates, "--jobs", grid.jobs, "--runs", grid.runs, "--results", grid.results,
@@ -384,11 +426,6 @@ def pack(args: Args, results: list[Path]) -> Path:
 
 def refuse(args: Args) -> None:
     """What cannot be done, in one line, before anything starts."""
-    absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if absent:
-        raise SystemExit(f"not installed here: {', '.join(absent)}. Without a network: pip "
-                         "download them elsewhere for this Python, then pip install --no-index "
-                         "--find-links FOLDER")
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         raise SystemExit(f"--device {args.device}: PyTorch {torch.__version__} sees no GPU here; "
                          "--device cpu rehearses")
@@ -402,7 +439,8 @@ def refuse(args: Args) -> None:
     if args.task not in speed.TASKS:
         raise SystemExit(f"--task {args.task}: choose one of {', '.join(speed.TASKS)}")
     for name in args.datasets:
-        recipes.find_recipe(name)  # ends the program if there is none
+        if name != (known := recipes.find_recipe(name)[0]):  # or it ends the program
+            raise SystemExit(f"--datasets {name}: name the recipe, {known}; its size is --steps")
 
 
 def main(words: list[str] | None = None) -> None:
@@ -425,7 +463,8 @@ def main(words: list[str] | None = None) -> None:
     agreed, results = True, []
     try:
         if "check" in args.parts:
-            agreed = check(args, clock)
+            others = len({*args.parts}) > 1
+            agreed = check(args, Clock(clock.left() / 2) if others else clock)
         if "speed" in args.parts:
             measure(args, clock)
         if "train" in args.parts:

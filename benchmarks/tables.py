@@ -43,7 +43,7 @@ PUBLISHED_UPDATES = 1_000_000
 NAMES = {"td3_bc": "TD3+BC"}  # where it is not the script's name in capitals
 # rliable's defaults: resamplings and coverage of its intervals
 REPS, COVERAGE = 50_000, 0.95
-LAST = 10  # evaluations in a result's last_ten_scores
+LAST = 10  # evaluations of a "mean of last ten"
 MILD = {"version-inferred"}  # doubts of a published number that need no star
 # plot.COMMON without what changes the method: these do not make a row's settings its own
 CIRCUMSTANCES = plot.CIRCUMSTANCES | {"num_updates", "execution", "precision", "online_steps"}
@@ -98,7 +98,8 @@ class Row:
     last_ten: np.ndarray = field(init=False)  # (seeds,)
 
     def __post_init__(self):
-        self.final, self.last_ten = self.curve[-1], self.curve[-LAST:].mean(0)
+        trained = self.curve[self.at > 0]  # a short run has fewer than ten; none is of update 0
+        self.final, self.last_ten = self.curve[-1], trained[-LAST:].mean(0)
 
 
 # ---- Reading results
@@ -165,9 +166,10 @@ def _complaints(result: dict) -> list[str]:
     if bad:  # a mean of wrong numbers would be one more complaint of the same
         return bad
     last = np.mean([e["scores"] for e in evaluations[-LAST:]], 0)
-    if not np.allclose(result["last_ten_scores"], last, rtol=1e-6, atol=1e-6):
-        bad.append(f"last_ten_scores {np.round(result['last_ten_scores'], 2)} is not the mean of "
-                   f"the last ten evaluations, {last.round(2)}")
+    stored = result.get("last_ten_scores", last)  # older scripts wrote it
+    if not np.allclose(stored, last, rtol=1e-6, atol=1e-6):
+        bad.append(f"last_ten_scores {np.round(stored, 2)} is not the mean of the last ten "
+                   f"evaluations, {last.round(2)}")
     return bad
 
 

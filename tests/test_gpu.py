@@ -242,6 +242,60 @@ def test_an_update_that_fails_is_told_and_fails_the_check(tmp_path, monkeypatch,
     assert "DIFFER bc cpu and cpu: code 1: no such operation" in capsys.readouterr().out
 
 
+def test_what_the_budget_cuts_off_is_no_failure(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(gpu, "child", lambda *_: gpu.ENDED)
+    args = gpu.Args(out=tmp_path, work=tmp_path, device="cpu", execution=("eager", "compile"),
+                    scripts=("iql",))
+    assert gpu.check(args, gpu.Clock(100))
+    out = capsys.readouterr().out
+    assert "DIFFER" not in out and "no time left for iql cpu and cpu, iql eager and compile" in out
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert report["comparisons"] == [] and len(report["skipped"]) == 2
+
+
+def test_a_second_check_does_only_what_did_not_agree(tmp_path, monkeypatch, capsys):
+    asked, late = [], 1.0
+
+    def child(word, config, clock):
+        way = config["speed"]["execution"][0], config["given"]
+        asked.append(way)
+        return {"curves": {"loss": [[1.0]] * 9 + [[1.0 + late * (way[0] == "compile")]]},
+                "seconds": 1.0}
+
+    monkeypatch.setattr(gpu, "child", child)
+    args = gpu.Args(out=tmp_path, work=tmp_path, device="cpu", execution=("eager", "compile"),
+                    scripts=("iql",))
+    assert not gpu.check(args, gpu.Clock(100))
+    assert asked == [("eager", True), ("eager", False), ("compile", False)]
+    late = 0.0
+    assert gpu.check(args, gpu.Clock(100))
+    assert asked[3:] == [("eager", False), ("compile", False)]
+    assert gpu.check(args, gpu.Clock(100)) and len(asked) == 5
+    args.rows = 1_000  # other numbers are no evidence
+    assert gpu.check(args, gpu.Clock(100)) and len(asked) == 8
+    assert "begun anew" in capsys.readouterr().out
+
+
+def test_times_of_other_settings_are_not_taken_over(tmp_path, monkeypatch):
+    row = {"seconds": [1.0] * 5, "updates": 2_000, "machine": "this", "warmup": 1.0,
+           "evaluation": 1.0, "sampling": None, "optimiser": None, "operations": 1.0, "memory": 1,
+           "limit": 1.0, "device": "cpu", "execution": "eager", "precision": "fp32"}
+    times = []
+    monkeypatch.setattr(gpu, "child", lambda *_: times.append(1) or dict(row))
+    args = gpu.Args(out=tmp_path, work=tmp_path, device="cpu", execution=("eager",),
+                    scripts=("iql",), timed_updates=2)
+    gpu.measure(args, gpu.Clock(100))
+    assert len(times) == 2  # one seed, ten
+    gpu.measure(args, gpu.Clock(100))
+    assert len(times) == 2
+    args.timed_updates = 2_000
+    gpu.measure(args, gpu.Clock(100))
+    (path,) = tmp_path.glob("results/speed/*.json")
+    numbers = json.loads(path.read_text())
+    assert len(times) == 4 and len(numbers["rows"]) == 2
+    assert numbers["command"].endswith("--timed-updates 2000")
+
+
 def test_verdicts_take_the_fastest_execution():
     row = {"asked_precision": "auto", "updates": 1_000}
     lines = gpu.verdicts([
@@ -258,7 +312,9 @@ def test_verdicts_take_the_fastest_execution():
 @pytest.mark.parametrize("words, complaint", [
     (["--device", "cuda"], "sees no GPU here"), (["--updates", "0"], "--updates must be at least"),
     (["--scripts", "dt"], "--scripts dt: no such script"), (["--task", "chess"], "choose one of"),
-    (["--datasets", "chess-medium"], "unknown dataset 'chess-medium'")])
+    (["--datasets", "chess-medium"], "unknown dataset 'chess-medium'"),
+    (["--datasets", "rebuilt/hopper/medium-100k-v0"], "name the recipe, hopper-medium; its size is "
+                                                      "--steps")])
 def test_gpu_says_what_is_wrong(words, complaint, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit) as stop:
@@ -267,7 +323,12 @@ def test_gpu_says_what_is_wrong(words, complaint, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_missing_package_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "NEEDED", ("json", "not_there"))
-    with pytest.raises(SystemExit, match="not installed here: not_there"):
-        gpu.main(["--out", str(tmp_path / "out"), "--device", "cpu"])
+def test_missing_packages_are_named_at_once(tmp_path):
+    """Before any of them is imported."""
+    code = ("import importlib.util, runpy, sys; find = importlib.util.find_spec; absent = 'tyro', "
+            "'minari'; importlib.util.find_spec = lambda name, *more: None if name in absent else "
+            f"find(name, *more); runpy.run_path({str(BENCHMARKS / 'gpu.py')!r}, run_name='x')")
+    done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True,
+                          cwd=tmp_path)
+    assert done.returncode == 1 and "not installed here: tyro, minari." in done.stderr
+    assert "Traceback" not in done.stderr

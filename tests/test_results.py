@@ -236,6 +236,16 @@ def test_a_sound_result_is_read(folder):
     assert tables.spread(row.final) == "53.0 ± 2.9"  # divisor n
 
 
+def test_the_untrained_policy_is_no_part_of_the_last_ten(folder):
+    result = result_of(scores=(50, 52, 57))
+    result["evaluations"] = [e for e in result["evaluations"] if e["update"] % 20_000 == 0]
+    result["args"]["eval_every"] = 20_000
+    del result["last_ten_scores"]  # as today's scripts
+    put(folder, "a", result)
+    row, = read(folder)
+    assert row.at[0] == 0 and row.last_ten == pytest.approx(row.curve[1:].mean(0))
+
+
 @pytest.mark.parametrize("where, value, words", [
     (("final", "scores", 0), 99.0, "final"),
     (("evaluations", 3, "scores", 1), 60.0, "update 30000: scores"),
@@ -554,7 +564,8 @@ def test_a_short_run_matches_nothing(folder):
     ("por-hopper,better,bc-hopper", ""), ("bc-hopper,better,por-hopper", "contradicted"),
     ("por-hopper;por-walker2d,better,bc-hopper;bc-walker2d", ""),
     ("iql-hopper,better,por-hopper", "p 0."), ("por-hopper,better,bc-walker2d", "differ in data"),
-    ("por-hopper,better,gone", "no result gone")])
+    ("por-hopper,better,gone", "no result gone"),
+    ("por-hopper;por-hopper,better,bc-hopper;bc-hopper", "named twice")])
 def test_claims(folder, capsys, claim, words):
     three_tasks(folder)
     for name, scores, updates in (("iql", (65, 66, 68), 1_000_000), ("high", (80, 81, 82),
@@ -598,6 +609,14 @@ def test_orderings_that_papers_claim(folder):
     assert ("BC > POR, guide weighted", "rebuilt/hopper/medium-v0") not in found
     # three IQL seeds, one of them high, are no support against POR: 98.2 and 66.2 are claimed
     assert found["POR, guide weighted > IQL", "rebuilt/hopper/medium-v0"][-1].startswith("other")
+
+
+def test_more_seeds_of_one_dataset_are_no_further_task(folder):
+    for seed in (0, 5):
+        for script, scores in (("bc", (50, 51, 52)), ("por", (60, 61, 62))):
+            put(folder, f"{script}-{seed}", result_of(script, scores=scores, seed=seed))
+    text = check.orderings(read(folder), tables.read_paper_scores())
+    assert "POR, guide weighted > BC" in text and "tasks" not in text
 
 
 def test_orderings_need_the_same_data_and_length(folder):
@@ -646,14 +665,12 @@ def make(args, step):
     scores = lambda at: [10.0 + seed + at / args.num_updates for seed in seeds]
     evaluations = [{"phase": "train", "update": at, "episodes": 5, "scores": scores(at),
                     "returns": [2 * s for s in scores(at)]} for at in range(0, step + 1, every)]
-    last = [e["scores"] for e in evaluations[-10:]]
     given = {k: v for k, v in vars(args).items() if k != "run_dir"}
     return {"script": "quick", "finished": step == args.num_updates, "seeds": [*seeds],
             "args": given | {"eval_every": every, "final_eval_episodes": 5, "precision": "fp32"},
             "task": {"name": args.env, "source": "rebuilt", "ref_min": 0, "ref_max": 200,
                      "env_id": "Hopper-v4", "fingerprint": "a", "data_score": 12.0},
             "step": step, "phase": 0, "evaluations": evaluations,
-            "last_ten_scores": [sum(c) / len(c) for c in zip(*last)],
             "final": evaluations[-1] if step == args.num_updates else None,
             "parts": [{"commit": "abc", "device": "cpu", "threads": 1}]}
 '''
