@@ -54,6 +54,7 @@ class Args:
     eval_every: int = 5_000  # updates between evaluations
     eval_episodes: int = 5  # episodes per evaluation and seed
     final_eval_episodes: int = 50  # episodes of the last evaluation, the headline
+    eval_workers: int = 0  # processes that evaluate beside the training; 0: half the cores on CUDA
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: fastest products that keep scores
     execution: Literal["auto", "eager", "compile", "capture"] = "auto"  # capture: CUDA graphs
@@ -107,7 +108,7 @@ def prepare(args: Args, rows: dict, task: dict) -> dict:
     for number, members in enumerate(([rows], [more], [rows, more])):
         span = np.ptp(np.concatenate([episode_returns(member) for member in members]))
         for member in members:
-            rewards = (member["rewards"] - 1 if "maze" in task["name"] else
+            rewards = (member["rewards"] - 1 if "maze" in task["name"].lower() else
                        member["rewards"] * (task["horizon"] / span if span else 1))
             parts.append(member | {"rewards": rewards.astype(np.float32),
                                    "set": np.full(len(rewards), number)})
@@ -193,11 +194,11 @@ class Mix(POR):
     def __init__(self, args: Args, task: dict, generators, device):
         alike = [torch.Generator().manual_seed(g.initial_seed()) for g in generators for _ in SETS]
         super().__init__(args, task, alike, device)
-        self.variant = "mix_o"  # whose networks act
+        self.register_buffer("variant", torch.tensor([*VARIANTS].index("mix_o")))  # who acts
 
     def act(self, obs):
         """Eq. 7 with the guide of one set and pi of another, (N, E, obs) -> (N, E, act)."""
-        guide, execute = (SETS.index(name) for name in VARIANTS[self.variant])
+        guide, execute = (SETS.index(name) for name in [*VARIANTS.values()][self.variant])
         of_set = lambda policy, x, k: policy(x.repeat_interleave(3, 0))[0][k::3]
         return of_set(self.execute, torch.cat([obs, of_set(self.guide, obs, guide)], -1), execute)
 
@@ -216,11 +217,17 @@ class Mix(POR):
 # ---- The plumbing: data, tools, evaluation, logs, checkpoints; por.py's text, but for MixRun. ----
 
 import contextlib, copy, dataclasses, difflib, fnmatch, hashlib, io, itertools, json, os
-import platform, re, shlex, signal, socket, subprocess, sys, time, warnings
+import multiprocessing, platform, re, shlex, signal, socket, subprocess, sys, threading, time
+import warnings
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+warnings.filterwarnings("ignore", module="gymnasium|minari")
+gym.logger.min_level = gym.logger.ERROR
+mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
 
 # By kind and environment, the first 96 bits of the SHA-256 (d4rl builders of TensorFlow Datasets)
 D4RL_FILES = """random 25407aef85b5d16c0f36b414 63103ef7059db4c0819bd054 4e863bb6090cf4a461548bd4
@@ -254,7 +261,7 @@ def dataset_family(name: str) -> str:
     return re.sub(r"(-\d+[km]?)?-v\d+$", "", "-".join(name.lower().split("/")[-2:]))
 
 def fill_settings(args: Args) -> Args:
-    """Each None of `args` from the first row of SETTINGS that fits; says which row that was."""
+    """Each None of `args` from the first row of SETTINGS that fits; says what that makes."""
     name = dataset_family(args.env)
     for pattern, *row in SETTINGS:
         row = dict(zip(SETTING_NAMES, row))
@@ -262,8 +269,9 @@ def fill_settings(args: Args) -> Args:
                 vars(args)[k] in (None, v) for k, v in row.items() if isinstance(v, str)):
             break
     default = ", which has no row of its own" * (pattern == "*")
+    row |= {k: v for k in row if (v := getattr(args, k)) is not None}
     print(f"settings of {name}{default}: {', '.join(f'{k} {v}' for k, v in row.items())}")
-    return dataclasses.replace(args, **{k: v for k, v in row.items() if getattr(args, k) is None})
+    return dataclasses.replace(args, **row)
 
 def d4rl_file(name: str) -> Path:
     """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
@@ -319,10 +327,9 @@ def load_dataset(args: Args) -> tuple[dict, dict]:
         source, rows = "D4RL file", read_hdf5(d4rl_file(name))
     elif name in local or name in MINARI_IDS:
         source = {"rebuilt": "rebuilt", "local": "local"}.get(name.split("/")[0], "Minari")
-        rows, dataset = read_minari(name)
-        ref = [dataset.storage.metadata.get(k) for k in ("ref_min_score", "ref_max_score")]
-        named = gym.registry.get(dataset.storage.metadata.get("env_id"))
-        spec = dataset._eval_env_spec or dataset.env_spec or named
+        rows, data = read_minari(name)
+        env_id, *ref = map(data.storage.metadata.get, ("env_id", "ref_min_score", "ref_max_score"))
+        spec = data._eval_env_spec or data.env_spec or gym.registry.get(env_id)
     if not (source and spec and spec.max_episode_steps):
         near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *MINARI_IDS, *gym.registry])
         raise SystemExit(f"--env {name}: no such dataset (benchmarks/collect.py builds rebuilt/*) "
@@ -370,8 +377,7 @@ def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
 def episode_returns(rows: dict) -> np.ndarray:
     """Undiscounted returns of the complete episodes, in the order of the data."""
     ends = np.flatnonzero(rows["ends"])
-    rewards = rows["rewards"][: ends[-1] + 1].astype(float)
-    return np.add.reduceat(rewards, [0, *ends[:-1] + 1])
+    return np.add.reduceat(rows["rewards"][: ends[-1] + 1], [0, *ends[:-1] + 1], dtype=float)
 
 def score(task: dict, returns):
     """D4RL's normalized score, 0 random to 100 expert; the return itself where none is defined."""
@@ -459,14 +465,19 @@ def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
     with torch.no_grad():
         torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
-def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.ndarray:
-    """Raw returns (N, episodes) of deterministic episodes; the i-th starts alike for every seed."""
-    envs = [[make_env(task) for _ in range(episodes)] for _ in range(num_seeds)]
-    obs = np.array([[e.reset(seed=i)[0] for i, e in enumerate(row)] for row in envs], np.float32)
-    returns, alive = np.zeros((num_seeds, episodes)), np.ones((num_seeds, episodes), bool)
+def evaluate(args: Args, task: dict, weights: bytes, starts) -> np.ndarray:
+    """Raw returns (N, starts) of deterministic episodes of the stored agent; start i is alike for
+    every seed. One CPU thread plays them: the same numbers here and in any worker."""
+    torch.set_num_threads(1), torch.set_flush_denormal(True)  # of this thread alone
+    agent = ALGORITHM(args, task, [torch.Generator()] * args.num_seeds, "cpu")
+    agent.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+    envs = [[make_env(task) for _ in starts] for _ in range(args.num_seeds)]
+    obs = [[e.reset(seed=i)[0] for i, e in zip(starts, row)] for row in envs]
+    obs, returns = np.array(obs, np.float32), np.zeros((args.num_seeds, len(starts)))
+    alive = returns == 0
     while alive.any():
         with torch.no_grad():
-            actions = agent.act(torch.from_numpy(obs).to(device)).cpu().numpy()
+            actions = agent.act(torch.from_numpy(obs)).numpy()
         if not np.isfinite(actions[alive]).all():
             raise SystemExit("training diverged: the policy's actions are NaN or infinite")
         actions = actions.clip(task["act_low"], task["act_high"])
@@ -475,6 +486,13 @@ def evaluate(agent, task: dict, num_seeds: int, episodes: int, device) -> np.nda
             returns[i] += reward
             alive[i] = not (over or cut)
     return returns
+
+def start_worker(matmul_precision: str) -> None:
+    """Set up a process that evaluates: deaf to signals, but gone as soon as its parent is."""
+    torch.set_float32_matmul_precision(matmul_precision)
+    signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end = lambda: (multiprocessing.parent_process().join(), os._exit(1))
+    threading.Thread(target=end, daemon=True).start()
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     """Device, execution, use of autocast; sets and prints the precision of matrix products."""
@@ -508,7 +526,11 @@ class Run:
         self.execution, self.autocast, self.phase, self.step = execution, autocast, 0, 0
         self.seeds, self.evaluations = [*range(args.seed, args.seed + args.num_seeds)], []
         weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        self.agent = ALGORITHM(args, task, weights, device)
+        self.agent, self.pending, self.jobs = ALGORITHM(args, task, weights, device), [], []
+        self.workers = args.eval_workers or os.cpu_count() // 2 * (device.type == "cuda")
+        like_here = [torch.get_float32_matmul_precision()]
+        self.pool = ThreadPoolExecutor(1) if not self.workers else ProcessPoolExecutor(
+            self.workers, multiprocessing.get_context("spawn"), start_worker, like_here)
         # 2^31: other numbers than those that drew the weights; on CPUs only 32 bits count
         self.generators = [torch.Generator(device).manual_seed(2**31 + s) for s in self.seeds]
         git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
@@ -591,32 +613,42 @@ class Run:
         self.sums.zero_()
         if bad := [n for n, v in zip(self.names, values) if not np.isfinite(v).all()]:
             raise SystemExit(f"training diverged before update {self.step}: {', '.join(bad)} NaN "
-                             "or infinite. The last checkpoint is kept; try smaller rates")
+                             f"or infinite. Lower the rates; {self.args.run_dir} has a checkpoint")
         return dict(zip(self.names, values))
 
-    def measure(self, episodes: int) -> np.ndarray:
-        """Evaluate all seeds, keep the result, return the scores (N,)."""
-        start = time.time()
-        returns = evaluate(self.agent, self.task, len(self.seeds), episodes, self.device).mean(1)
-        scores, phase = score(self.task, returns), self.agent.phases[self.phase][0]
-        self.evaluations.append({"phase": phase, "update": self.step, "episodes": episodes,
-                                 "returns": returns.tolist(), "scores": scores.tolist()})
+    def measure(self, episodes: int) -> None:
+        """Have all seeds evaluated as they stand now; collect() has the results."""
+        torch.save(self.agent.state_dict(), weights := io.BytesIO())
+        head = {"phase": self.agent.phases[self.phase][0], "update": self.step}
+        self.pending.append((head | {"episodes": episodes}, weights.getvalue()))
+
+    def collect(self, room: int) -> list[dict]:
+        """Evaluations that ended, oldest first; waits while more than `room` are under way."""
+        start, known = time.time(), len(self.evaluations)
+        for head, weights in self.pending[len(self.jobs):]:
+            starts = [range(head["episodes"])[i:i + 5] for i in range(0, head["episodes"], 5)]
+            work = getattr(self, "evaluate", evaluate), self.args, self.task, weights
+            self.jobs.append([self.pool.submit(*work, part) for part in starts])
+        while self.jobs and (len(self.jobs) > room or all(job.done() for job in self.jobs[0])):
+            returns = np.concatenate([job.result() for job in self.jobs.pop(0)], 1).mean(1)
+            self.evaluations.append(self.pending.pop(0)[0] | {
+                "returns": returns.tolist(), "scores": score(self.task, returns).tolist()})
         self.parts[-1]["evaluation_seconds"] += time.time() - start
-        return scores
+        return self.evaluations[known:]
 
     def save(self, finished: bool) -> None:
         """Write result.json, and checkpoint.pt: all that the rest of the run depends on."""
         seconds = time.time() - self.clock - self.parts[-1]["evaluation_seconds"]
         self.parts[-1] |= {"to": [self.phase, self.step], "training_seconds": seconds}
-        last = np.mean([e["scores"] for e in self.evaluations[-10:]] or [[]], 0).tolist()
         args = {k: v for k, v in vars(self.args).items() if k != "run_dir"}
         result = {"script": Path(__file__).stem, "finished": finished, "args": args,
                   "task": self.task, "seeds": self.seeds, "phase": self.phase, "step": self.step,
-                  "final": self.evaluations[-1] if finished else None, "last_ten_scores": last,
+                  "final": self.evaluations[-1] if finished else None,
                   "evaluations": self.evaluations, "parts": self.parts}
         torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
                     "moments": {k: o.state for k, o in self.agent.optimizers.items()},
-                    "generators": [g.get_state() for g in self.generators]}, buffer := io.BytesIO())
+                    "generators": [g.get_state() for g in self.generators],
+                    "pending": self.pending}, buffer := io.BytesIO())
         part, text = Path(self.args.run_dir, "part"), json.dumps(result, indent=1).encode()
         try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
             for name, content in ("result.json", text), ("checkpoint.pt", buffer.getvalue()):
@@ -630,7 +662,8 @@ class Run:
         self.agent.load_state_dict(state["agent"])
         for name, optimizer in self.agent.optimizers.items():
             torch._foreach_copy_(optimizer.state, state["moments"][name])
-        self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
+        names = "phase", "step", "evaluations", "pending"
+        self.phase, self.step, self.evaluations, self.pending = map(state.get, names)
         self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
         if state["device"] == self.device.type:  # others draw differently: start anew
             for generator, stored in zip(self.generators, state["generators"]):
@@ -662,27 +695,35 @@ class MixRun(Run):
         self.curves = SummaryWriter(f"{self.args.run_dir}/tensorboard/variants",
                                     purge_step=self.step + bool(self.step or self.evaluations))
 
-    def measure(self, episodes: int) -> np.ndarray:
-        """Evaluate and keep every variant; return the scores of mix_o (N,), the run's own."""
-        tested, scores, gains = {}, {}, {}
-        for self.agent.variant in VARIANTS:
-            scores[self.agent.variant] = super().measure(episodes)
-            tested[self.agent.variant] = self.evaluations.pop()
-            for seed, value in zip(self.seeds, scores[self.agent.variant]):
+    @staticmethod
+    def evaluate(args: Args, task: dict, weights: bytes, starts) -> np.ndarray:
+        """The returns of every variant, one after the other: (4 N, starts)."""
+        state, returns = torch.load(io.BytesIO(weights), "cpu", weights_only=True), []
+        for number in range(len(VARIANTS)):
+            torch.save(state | {"variant": torch.tensor(number)}, buffer := io.BytesIO())
+            returns.append(evaluate(args, task, buffer.getvalue(), starts))
+        return np.concatenate(returns)
+
+    def collect(self, room: int) -> list[dict]:
+        """As every run; an evaluation's own numbers are mix_o's, those of all stand beside it."""
+        for e in (ended := super().collect(room)):
+            lists = {k: dict(zip(VARIANTS, np.split(np.array(e[k]), len(VARIANTS))))
+                     for k in ("returns", "scores")}
+            scores, gains = lists["scores"], {}
+            for mix, other in itertools.product(("mix_o", "mix_e"), ("main", "more")):
+                gain = scores[mix] - scores[other]
+                gains[f"{mix} - {other}"] = {"mean": float(gain.mean()),
+                                             "half": half_interval(gain)}
+            e |= {k: lists[k]["mix_o"].tolist() for k in lists} | {"gains": gains, "variants": {
+                name: {k: lists[k][name].tolist() for k in lists} for name in VARIANTS}}
+            for name, (i, seed) in itertools.product(VARIANTS, enumerate(self.seeds)):
                 if self.curves:  # --eval-only has none
-                    self.curves.add_scalar(f"{self.agent.variant}/seed {seed}", value, self.step)
-        self.agent.variant = "mix_o"
-        for mix, other in itertools.product(("mix_o", "mix_e"), ("main", "more")):
-            gain = scores[mix] - scores[other]
-            gains[f"{mix} - {other}"] = {"mean": float(gain.mean()), "half": half_interval(gain)}
-        self.evaluations.append(tested["mix_o"] | {"variants": {
-            name: {k: e[k] for k in ("returns", "scores")} for name, e in tested.items()},
-            "gains": gains})
-        tqdm.write(", ".join(f"{k} {x.mean():.1f} ± {x.std():.1f}" for k, x in scores.items()))
-        if len(self.seeds) > 1:
-            tqdm.write("gains with 95% intervals: " + ", ".join(
-                f"{k} {gain['mean']:+.1f} ± {gain['half']:.1f}" for k, gain in gains.items()))
-        return scores["mix_o"]
+                    self.curves.add_scalar(f"{name}/seed {seed}", scores[name][i], e["update"])
+            tqdm.write(", ".join(f"{k} {x.mean():.1f} ± {x.std():.1f}" for k, x in scores.items()))
+            if len(self.seeds) > 1:
+                tqdm.write("gains with 95% intervals: " + ", ".join(
+                    f"{k} {gain['mean']:+.1f} ± {gain['half']:.1f}" for k, gain in gains.items()))
+        return ended
 
     def save(self, finished: bool) -> None:
         """As every run; a finished one leaves a picture, too."""
@@ -733,33 +774,38 @@ def train(run: Run) -> None:
         signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
     for run.phase in range(run.phase, len(phases)):
         (name, total, *_), last = phases[run.phase], run.phase == len(phases) - 1
-        first, began, purge = run.step, time.time(), run.step + bool(run.step or run.evaluations)
+        first, began, evaluated = run.step, time.time(), bool(run.evaluations or run.pending)
         run.begin()
         with contextlib.ExitStack() as stack:  # closes them in any case: curves reach the disk
             writers = [stack.enter_context(SummaryWriter(f"{args.run_dir}/tensorboard/{name}-{s}",
-                                           purge_step=purge)) for s in run.seeds]
+                           purge_step=first + bool(first or evaluated))) for s in run.seeds]
             bar = stack.enter_context(tqdm(total=total, initial=first, desc=name, disable=None))
             while True:
                 log, test, keep = (run.step == total or not run.step % n for n in every)
                 values, rate, new = {}, (run.step - first) / (time.time() - began), run.step > first
-                if new and (log or keep or stop):  # a diverged run is never saved
+                if new and (log or test or keep or stop):  # a diverged run is never saved
                     values = run.means() | {"updates_per_second": [rate] * args.num_seeds}
-                if test and (new or not run.evaluations) and name in ("train", "online"):
+                curves = [(run.step, tag, value) for tag, value in values.items()]
+                if test and (new or not evaluated) and name in ("train", "online"):
                     episodes = args.eval_episodes if run.step < total else args.final_eval_episodes
-                    scores = run.measure(episodes)
-                    values |= {"score": scores, "return": run.evaluations[-1]["returns"]}
+                    run.measure(episodes)
+                room = run.workers if run.step < total else 0
+                for e in run.collect(room) if run.step == total or not stop else []:
+                    step, scores = e["update"], e["scores"]
+                    curves += [(step, "score", scores), (step, "return", e["returns"])]
                     left = f", {(total - run.step) / rate / 60:.1f} min left" if rate else ""
-                    bar.write(f"{name} {run.step:,} of {total:,}: score {scores.mean():.1f} ± "
-                              f"{scores.std():.1f}, {len(scores)} seeds x {episodes} episodes; "
-                              f"{rate:.1f} updates/s{left}")
-                for tag, (i, writer) in itertools.product(values, enumerate(writers)):
-                    writer.add_scalar(tag, values[tag][i], run.step)
+                    bar.write(f"{name} {step:,} of {total:,}: score {np.mean(scores):.1f} ± "
+                              f"{np.std(scores):.1f}, {len(scores)} seeds x {e['episodes']} "
+                              f"episodes; {rate:.1f} updates/s{left}")
+                for (at, tag, value), (i, writer) in itertools.product(curves, enumerate(writers)):
+                    writer.add_scalar(tag, value[i], at)
                 if new and keep or stop:  # curves first: no kill then loses a point of them
                     any(writer.flush() for writer in writers)
                     run.save(finished=last and run.step == total)
                 if run.step == total:
                     break
                 if stop and new:
+                    run.pool.shutdown(wait=False, cancel_futures=True)  # the checkpoint has them
                     bar.write(f"stopped at update {run.step}; to go on:\n  "
                               + shlex.join(["python", *sys.argv]))
                     raise SystemExit(128 + stop[0])
@@ -770,16 +816,14 @@ def train(run: Run) -> None:
 def main() -> None:
     """The command line: begin or resume a run, or evaluate one."""
     args, script, state = tyro.cli(Args), Path(__file__).stem, {}
-    if bad := [k for k, v in vars(args).items() if type(v) is int and k != "seed" and v < 1 or
-               type(v) is float and not 0 <= v <= (k in ("tau", "discount", "polyak") or 1e300)]:
+    if bad := [k for k, v in vars(args).items() if type(v) is int and
+               v < (k not in ("seed", "eval_workers")) or type(v) is float and
+               not 0 <= v <= (k in ("tau", "discount", "polyak") or 1e300)]:
         raise SystemExit(f"out of range, counts start at 1: --{', --'.join(bad)}".replace("_", "-"))
-    warnings.filterwarnings("ignore", module="gymnasium|minari")
-    gym.logger.min_level = gym.logger.ERROR
     socket.setdefaulttimeout(30)
-    mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
     args = args if args.eval_only else fill_settings(args)
     if args.run_dir and (path := Path(args.run_dir, "checkpoint.pt")).exists():
-        free = ["device", "run_dir", "checkpoint_every"]  # what may differ in a run that goes on
+        free = ["device", "run_dir", "checkpoint_every", "eval_workers"]  # these may change
         free += ["execution", "precision", "final_eval_episodes", "eval_only"] * args.eval_only
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -803,7 +847,7 @@ def main() -> None:
           "{data_return:.1f} ± {data_std:.1f}, score {data_score:.1f}, on {env_id}".format(**task))
     if not args.run_dir:
         env, now = args.env.replace("/", "-"), time.strftime("%Y%m%d-%H%M%S")
-        args.run_dir = f"runs/{script}-{env}-seed{args.seed}-{now}"
+        args.run_dir = f"runs/{script}-{env}-seed{args.seed}-{now}-{os.getpid()}"
         sys.argv += ["--run-dir", args.run_dir]  # for the command that goes on with it
     rows = rows and prepare(args, rows, task)
     run = RUN(args, task, *device)
@@ -813,6 +857,7 @@ def main() -> None:
               f"at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
     if args.eval_only:
         run.measure(args.final_eval_episodes)
+        run.collect(0)
     elif rows:
         run.use(rows)
         train(run)
@@ -828,4 +873,4 @@ if __name__ == "__main__":
     try:
         main()
     except OSError as error:  # a folder that is a file, missing rights, a full disk
-        raise SystemExit(f"{error}: mend this, then repeat the command; what was saved is kept")
+        raise SystemExit(f"{error}: mend this, then go on: {shlex.join(['python', *sys.argv])}")

@@ -26,7 +26,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 # Arguments that differ between runs without making them different methods
 CIRCUMSTANCES = {"env", "dataset_file", "seed", "num_seeds", "eval_every", "eval_episodes",
-                 "final_eval_episodes", "device", "run_dir", "checkpoint_every", "eval_only"}
+                 "final_eval_episodes", "eval_workers", "device", "run_dir", "checkpoint_every",
+                 "eval_only"}
 # Arguments that every script has; the others are the algorithm's own
 COMMON = CIRCUMSTANCES | {"num_updates", "batch_size", "precision", "execution"}
 

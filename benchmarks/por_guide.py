@@ -653,7 +653,7 @@ def beyond(args: Beyond) -> None:
         raise SystemExit("--cut holds more data than --control: exchange the two")
     differing = [k for k, v in runs["cut"]["args"].items() if v != runs["control"]["args"][k]
                  and k not in ("env", "device", "checkpoint_every", "eval_every", "eval_episodes",
-                               "final_eval_episodes", "execution")]
+                               "final_eval_episodes", "eval_workers", "execution")]
     if differing or runs["cut"]["step"] != runs["control"]["step"]:
         raise SystemExit(f"the two runs differ in {', '.join(differing) or 'their updates'}: only "
                          "the data may")

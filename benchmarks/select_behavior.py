@@ -199,7 +199,7 @@ def load_trainings(folder: Path, env_id: str) -> list[Training]:
     if state["task"]["env_id"] != env_id:
         raise SystemExit(f"{folder} was trained on {state['task']['env_id']}, not on {env_id}")
     changed = {k: v for k, v in args.items() if v not in (None, getattr(sac.Args(), k))
-               and k not in ("num_updates", "device", "checkpoint_every")}
+               and k not in ("num_updates", "device", "eval_workers", "checkpoint_every")}
 
     def command(step: int) -> str:
         words = [(f"--{k.replace('_', '-')}", str(v)) for k, v in changed.items()]

@@ -44,6 +44,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -202,7 +203,7 @@ def product_error() -> float:
 
 def time_blocks(run, updates: int, repeats: int) -> list[float]:
     """Seconds of `repeats` blocks of `updates` updates; on CUDA the device has finished each."""
-    wait = torch.cuda.synchronize if run.device.type == "cuda" else lambda: None
+    wait = lambda: run.device.type == "cuda" and torch.cuda.synchronize(run.device)
     seconds = []
     for _ in range(repeats):
         wait()
@@ -275,12 +276,10 @@ def product_rate(device: torch.device, autocast: bool) -> float:
     x = torch.rand(size, size, device=device, dtype=torch.bfloat16 if autocast else torch.float32)
     best = math.inf
     for turn in range(12):
-        if cuda:
-            torch.cuda.synchronize()
+        cuda and torch.cuda.synchronize(device)
         clock = time.perf_counter()
         x @ x
-        if cuda:
-            torch.cuda.synchronize()
+        cuda and torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - clock) if turn > 1 else best
     return 2 * size**3 / best
 
@@ -309,7 +308,9 @@ def measure(args: Args, words: list[str]) -> dict:
     evaluation = sampling = optimiser = None
     if args.eval_episodes:
         clock = time.perf_counter()
-        script.evaluate(run.agent, run.task, args.num_seeds[0], args.eval_episodes, run.device)
+        run.pool = ThreadPoolExecutor(1)  # its cost here; worker processes would share and hide it
+        run.measure(args.eval_episodes)
+        run.collect(0)
         evaluation = time.perf_counter() - clock
     operations, steps = dissect(script, run)
     if args.parts:
@@ -451,10 +452,12 @@ def write(path: Path, text: str) -> None:
 
 
 def commit() -> str:
-    """The repository's commit, with -dirty where files differ from it."""
-    git = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], text=True,
-                         cwd=Path(__file__).resolve().parent, capture_output=True)
-    return git.stdout.strip() or "unknown"
+    """The repository's commit, with -dirty where files differ from it; unknown without git."""
+    with contextlib.suppress(OSError):
+        git = subprocess.run(["git", "describe", "--always", "--dirty", "--exclude=*"], text=True,
+                             cwd=Path(__file__).resolve().parent, capture_output=True)
+        return git.stdout.strip() or "unknown"
+    return "unknown"
 
 
 def command_line(program: str, args, names: dict[str, str]) -> str:
@@ -499,6 +502,11 @@ def check(args: Args, words: list[str]) -> None:
             raise SystemExit(f"--{name.replace('_', '-')} must be at least {least}")
     if args.name and not (args.out and re.fullmatch(r"[\w.-]+", args.name)):
         raise SystemExit(f"--name {args.name}: letters, digits and -_. for a file, with --out")
+    plain = ("script", "repeats", "start_up", "out", "name")
+    changed = [k for k, v in vars(args).items() if k not in plain and v != getattr(Args, k)]
+    if args.start_up and (changed or words):
+        lost = [f"--{changed[0].replace('_', '-')}"] if changed else words
+        raise SystemExit(f"--start-up times plain commands: {lost[0]} would not reach them")
     if args.rewrite and not args.out:
         raise SystemExit("--rewrite needs --out, the page")
     if args.out:
@@ -548,7 +556,7 @@ def main(words: list[str] | None = None) -> None:
         numbers["rows"].append({"script": way[0], "options": " ".join(own), "seeds": way[1],
                                 "eval_every": args.eval_every} | result)
         print(table_row(numbers["rows"][-1]), flush=True)
-    store(args, numbers, f"{numbers['rows'][0]['device']}-{args.task}")
+        store(args, numbers, f"{result['device']}-{args.task}")  # each: the next one may fail
 
 
 if __name__ == "__main__":

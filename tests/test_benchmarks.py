@@ -5,6 +5,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -166,7 +167,9 @@ def test_speed_passes_on_what_the_script_refuses():
     (["--repeats", "0"], "at least 1"), (["--num-seeds", "0"], "at least 1"),
     (["--script"], "needs a value"), (["--name", "x"], "with --out"), (["--rewrite"], "--out"),
     (["--out", "absent.md"], "needs the lines <!-- ours:begin -->"),
-    (["--", "--num-seeds", "3"], "put it before --"), (["--", "--env=x"], "use --task")])
+    (["--", "--num-seeds", "3"], "put it before --"), (["--", "--env=x"], "use --task"),
+    (["--start-up", "x", "--precision", "bf16"], "--precision would not reach them"),
+    (["--start-up", "x", "--", "--guide", "q"], "--guide would not reach them")])
 def test_speed_says_what_is_wrong(words, complaint, monkeypatch):
     monkeypatch.setattr(speed, "measure_apart", None)  # nothing may start
     with pytest.raises(SystemExit) as stop:
@@ -191,6 +194,31 @@ def test_start_up_is_the_time_of_a_whole_command_and_a_table(tmp_path, monkeypat
     (tmp_path / "slow.py").write_text("raise SystemExit('no such dataset')")
     with pytest.raises(SystemExit, match="no such dataset"):
         speed.main(["--script", "slow", "--start-up", "some/set-v0"])
+
+
+def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+    assert re.match("[0-9a-f]{7}|unknown", speed.commit())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert speed.commit() == "unknown"
+
+
+def test_a_failed_configuration_leaves_the_rows_before_it(tmp_path, monkeypatch):
+    page, made = tmp_path / "SPEED.md", []
+    page.write_text(PAGE)
+
+    def measure_apart(args, words):
+        if made:
+            raise SystemExit("out of memory")
+        made.append(1)
+        return {"seconds": [1.0], "updates": 2, "machine": "this", "evaluation": None,
+                "sampling": None, "optimiser": None, "operations": 1.0, "memory": 1, "limit": 1.0,
+                "device": "cpu", "execution": "eager", "precision": "fp32"}
+
+    monkeypatch.setattr(speed, "measure_apart", measure_apart)
+    with pytest.raises(SystemExit, match="out of memory"):
+        speed.main(["--num-seeds", "1", "2", "--out", str(page)])
+    (row,) = json.loads((tmp_path / "results/speed/ours-cpu-hopper.json").read_text())["rows"]
+    assert row["seeds"] == 1 and speed.table_row(row) in page.read_text()
 
 
 def test_the_speed_page_holds_what_the_numbers_give():

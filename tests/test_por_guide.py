@@ -3,8 +3,10 @@
     python -m pytest tests/test_por_guide.py
 """
 
+import io
 import json
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -308,11 +310,16 @@ def test_free_cells_are_those_of_the_maze(por):
 
 # ---- Rollouts, statistics ----
 
-def test_rollouts_are_those_of_the_evaluation(por):
+def test_rollouts_are_those_of_the_evaluation(por, monkeypatch):
     agent = Agent(shift=(0.02, -0.01), bias=(0.1, 0))
     played = por_guide.rollouts(agent, TASK, 2, 3)
-    np.testing.assert_array_equal(played["return"],
-                                  por.evaluate(agent, TASK, 2, 3, torch.device("cpu")))
+    agent.load_state_dict = lambda state: None
+    monkeypatch.setattr(por, "ALGORITHM", lambda *_: agent)
+    torch.save({}, weights := io.BytesIO())
+    with ThreadPoolExecutor(1) as pool:  # it leaves its thread with one CPU thread
+        returns = pool.submit(por.evaluate, por.Args(num_seeds=2), TASK, weights.getvalue(),
+                              range(3)).result()
+    np.testing.assert_array_equal(played["return"], returns)
     assert (played["steps"] == 5).all()
 
 
@@ -418,8 +425,8 @@ def train(env: str, folder: str, *words: str) -> Path:
 @pytest.fixture
 def runs(isolated, por, monkeypatch):
     """Two small agents on a cut maze and its control; episodes are short."""
-    monkeypatch.setattr(por, "evaluate", lambda agent, task, seeds, episodes, device: np.zeros(
-        (seeds, episodes)))
+    monkeypatch.setattr(por, "evaluate", lambda args, task, weights, starts: np.zeros(
+        (args.num_seeds, len(starts))))
     short = mazes.evaluation_spec("pointmaze-umaze")
     short.max_episode_steps = 12
     monkeypatch.setattr(mazes, "evaluation_spec", lambda name: short)
