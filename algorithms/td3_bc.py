@@ -344,8 +344,9 @@ def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
         raise SystemExit(f"{where}no episode ends, terminals and timeouts are never set")
     following, known = np.roll(rows["observations"], -1, 0), ~ends
     known[-1] = False
-    stored = rows.get("next_observations")
-    if stored is not None and np.allclose(stored[known], following[known], atol=1e-5):
+    stored, inner = rows.get("next_observations"), np.flatnonzero(ends[:-1])
+    if stored is not None and np.allclose(stored[known], following[known], atol=1e-5) and not (
+            len(inner) and np.array_equal(stored[inner], following[inner])):  # shifted by one row
         following, known = stored, known | True
     rows = {k: rows[k] for k in KEYS[:4]} | {
         "next_observations": following, "known": known.astype(np.float32), "ends": ends}

@@ -397,7 +397,8 @@ def build_and_train(name: str, grid: run.Args, own: list[str], clock: Clock, arg
     words = [sys.executable, ROOT / "benchmarks" / "run.py", "--algorithms", *grid.algorithms,
              "--datasets", *grid.datasets, "--num-seeds", grid.num_seeds, "--num-updates",
              grid.num_updates, "--jobs", grid.jobs, "--runs", grid.runs, "--results", grid.results,
-             "--", "--device", args.device, *own]
+             "--", "--device", args.device, "--eval-workers",
+             (args.device != "cpu") * max(1, os.cpu_count() // grid.jobs), *own]
     shorter = Clock(clock.left() - STOP)
     code = call(words, shorter, args.work / f"grid-{name}.log")
     for line in (args.work / f"grid-{name}.log").read_text().splitlines()[-len(grid.algorithms):]:

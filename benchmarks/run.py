@@ -39,7 +39,7 @@ ALGORITHMS = ROOT / "algorithms"
 PUBLISHED_UPDATES = 1_000_000  # length of the published runs; not mentioned in names
 POLL = 0.5  # seconds between looks at a process
 # What changes how a run is computed but not what: no part of a result's name
-PERFORMANCE = ("device", "execution", "checkpoint-every")
+PERFORMANCE = ("device", "execution", "checkpoint-every", "eval-workers")
 OURS = ("env", "seed", "num-seeds", "num-updates", "run-dir", "eval-only", "dataset-file")
 # A cell must not outlive a grid that was killed: two processes would then train in one folder. On
 # Linux the kernel can signal a process whose parent ends (PR_SET_PDEATHSIG: 1 in linux/prctl.h). A

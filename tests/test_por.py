@@ -371,6 +371,16 @@ def test_stored_next_states_that_disagree_inside_an_episode_are_ignored(por, hop
     assert not rows["known"][ends].any()
 
 
+@pytest.mark.parametrize("last", [0, -1])  # np.roll, or the last one twice
+def test_rows_shifted_by_one_are_no_next_states(por, hopper, tiny_hdf5, last):
+    raw = hopper()
+    shifted = np.concatenate([raw["observations"][1:], raw["observations"][[last]]])
+    rows, _ = load(por, tiny_hdf5(Path("data.hdf5"), raw, next_observations=shifted))
+    ends = rows["ends"].copy()
+    ends[-1] = True
+    assert (rows["known"] == ~ends).all()
+
+
 def test_timeouts_are_never_terminal(por, hopper, tiny_hdf5):
     raw = hopper()
     assert raw["timeouts"].any()
@@ -765,6 +775,18 @@ def test_captured_updates_are_the_eager_ones(por, guide):
     torch.set_float32_matmul_precision("highest")
     # 5 to warm up, 3 graphs of 20, 7 single ones
     agree(*(trained(por, "cuda", execution, guide, 72) for execution in ("eager", "capture")), 1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_on_cuda_any_number_of_workers_gives_the_same_scores(folder, run_cli):
+    found = []
+    for workers in (0, 1, 3):  # 0: half of the cores
+        words = command(f"cuda-{workers}", [*WEIGHTED, "--device", "cuda"])
+        end = run_cli(*words, "--eval-workers", str(workers), folder=folder)
+        assert end.returncode == 0, end.stderr
+        found.append(result_of(folder / f"cuda-{workers}")["evaluations"])
+    assert [e["update"] for e in found[0]] == [0, 200, 400, 600, 800, 1000, LONG]
+    assert found[0] == found[1] == found[2]
 
 
 # ---- Killed and resumed ----
