@@ -49,7 +49,7 @@ class Args:
     eval_every: int = 5_000  # updates between evaluations
     eval_episodes: int = 10  # episodes per evaluation and seed
     final_eval_episodes: int = 100  # episodes of the last evaluation, the headline
-    eval_workers: int = 0  # processes that evaluate beside the training; 0: half the cores on CUDA
+    eval_workers: int = 0  # processes that evaluate beside the training; 0: on CUDA one a thread
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: fastest products that keep scores
     execution: Literal["auto", "eager", "compile", "capture"] = "auto"  # capture: CUDA graphs
@@ -204,7 +204,7 @@ class POR(nn.Module):
 import contextlib, copy, dataclasses, difflib, fnmatch, hashlib, io, itertools, json, os
 import multiprocessing, platform, re, shlex, signal, socket, subprocess, sys, threading, time
 import warnings
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
 from torch.utils.tensorboard import SummaryWriter
@@ -464,12 +464,13 @@ def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
     with torch.no_grad():
         torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
-def evaluate(args: Args, task: dict, weights: bytes, starts) -> np.ndarray:
+def evaluate(args: Args, task: dict, weights, starts) -> np.ndarray:
     """Raw returns (N, starts) of deterministic episodes of the stored agent; start i is alike for
     every seed. One CPU thread plays them: the same numbers here and in any worker."""
     torch.set_num_threads(1), torch.set_flush_denormal(True)  # of this thread alone
     agent = ALGORITHM(args, task, [torch.Generator()] * args.num_seeds, "cpu")
     agent.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
+    agent.phases = None  # their methods know the agent: memory would wait for the collector
     envs = [[make_env(task) for _ in starts] for _ in range(args.num_seeds)]
     obs = [[e.reset(seed=i)[0] for i, e in zip(starts, row)] for row in envs]
     obs, returns = np.array(obs, np.float32), np.zeros((args.num_seeds, len(starts)))
@@ -526,7 +527,8 @@ class Run:
         self.seeds, self.evaluations = [*range(args.seed, args.seed + args.num_seeds)], []
         weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         self.agent, self.pending, self.jobs = ALGORITHM(args, task, weights, device), [], []
-        self.workers = args.eval_workers or os.cpu_count() // 2 * (device.type == "cuda")
+        auto = min(16, torch.get_num_threads()) if device.type == "cuda" else 0
+        self.workers = args.eval_workers or auto
         like_here = [torch.get_float32_matmul_precision()]
         self.pool = ThreadPoolExecutor(1) if not self.workers else ProcessPoolExecutor(
             self.workers, multiprocessing.get_context("spawn"), start_worker, like_here)
@@ -612,21 +614,22 @@ class Run:
         self.sums.zero_()
         if bad := [n for n, v in zip(self.names, values) if not np.isfinite(v).all()]:
             raise SystemExit(f"training diverged before update {self.step}: {', '.join(bad)} NaN "
-                             f"or infinite. Lower the rates; {self.args.run_dir} has a checkpoint")
+                             "or infinite. Try smaller rates, in another --run-dir")
         return dict(zip(self.names, values))
 
     def measure(self, episodes: int) -> None:
         """Have all seeds evaluated as they stand now; collect() has the results."""
         torch.save(self.agent.state_dict(), weights := io.BytesIO())
         head = {"phase": self.agent.phases[self.phase][0], "update": self.step}
-        self.pending.append((head | {"episodes": episodes}, weights.getvalue()))
+        self.pending.append((head | {"episodes": episodes},
+                             torch.frombuffer(weights.getbuffer(), dtype=torch.uint8)))
 
     def collect(self, room: int) -> list[dict]:
         """Evaluations that ended, oldest first; waits while more than `room` are under way."""
         start, known = time.time(), len(self.evaluations)
         for head, weights in self.pending[len(self.jobs):]:
             starts = [range(head["episodes"])[i:i + 5] for i in range(0, head["episodes"], 5)]
-            work = getattr(self, "evaluate", evaluate), self.args, self.task, weights
+            work = getattr(self, "evaluate", evaluate), self.args, self.task, weights.numpy()
             self.jobs.append([self.pool.submit(*work, part) for part in starts])
         while self.jobs and (len(self.jobs) > room or all(job.done() for job in self.jobs[0])):
             returns = np.concatenate([job.result() for job in self.jobs.pop(0)], 1).mean(1)
@@ -661,8 +664,8 @@ class Run:
         self.agent.load_state_dict(state["agent"])
         for name, optimizer in self.agent.optimizers.items():
             torch._foreach_copy_(optimizer.state, state["moments"][name])
-        names = "phase", "step", "evaluations", "pending"
-        self.phase, self.step, self.evaluations, self.pending = map(state.get, names)
+        self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
+        self.pending = state.get("pending", [])  # absent in older checkpoints
         self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
         if state["device"] == self.device.type:  # others draw differently: start anew
             for generator, stored in zip(self.generators, state["generators"]):
@@ -674,6 +677,8 @@ def train(run: Run) -> None:
     every = LOG_EVERY, args.eval_every, args.checkpoint_every
     for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends the process at once
         signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
+    for _ in range(run.workers):  # all start now: later this file may be another one
+        run.pool.submit(time.sleep, 1)
     for run.phase in range(run.phase, len(phases)):
         (name, total, *_), last = phases[run.phase], run.phase == len(phases) - 1
         first, began, evaluated = run.step, time.time(), bool(run.evaluations or run.pending)
@@ -691,7 +696,7 @@ def train(run: Run) -> None:
                 if test and (new or not evaluated) and name in ("train", "online"):
                     episodes = args.eval_episodes if run.step < total else args.final_eval_episodes
                     run.measure(episodes)
-                room = run.workers if run.step < total else 0
+                room = (run.workers + 1) // 2 if run.step < total else 0  # two jobs or more each
                 for e in run.collect(room) if run.step == total or not stop else []:
                     step, scores = e["update"], e["scores"]
                     curves += [(step, "score", scores), (step, "return", e["returns"])]
@@ -707,7 +712,6 @@ def train(run: Run) -> None:
                 if run.step == total:
                     break
                 if stop and new:
-                    run.pool.shutdown(wait=False, cancel_futures=True)  # the checkpoint has them
                     bar.write(f"stopped at update {run.step}; to go on:\n  "
                               + shlex.join(["python", *sys.argv]))
                     raise SystemExit(128 + stop[0])
@@ -757,12 +761,17 @@ def main() -> None:
         run.restore(state)
         print("finished" if state["finished"] else "resumed",
               f"at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
-    if args.eval_only:
-        run.measure(args.final_eval_episodes)
-        run.collect(0)
-    elif rows:
-        run.use(rows)
-        train(run)
+    try:
+        if args.eval_only:
+            run.pending.clear()
+            run.measure(args.final_eval_episodes)
+            run.collect(0)
+        elif rows:
+            run.use(rows)
+            train(run)
+    finally:  # no exit waits for evaluations: the checkpoint has them
+        run.pool.shutdown(wait=False, cancel_futures=True)
+        [worker.kill() for worker in multiprocessing.active_children() if run.workers]
     scores, episodes = (run.evaluations[-1][k] for k in ("scores", "episodes"))
     unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
     print(f"{args.env}, update {run.step}, {episodes} episodes: {unit} {np.mean(scores):.1f} ± "
@@ -774,5 +783,5 @@ ALGORITHM, RUN = POR, Run  # what main() trains, and the kind of its run
 if __name__ == "__main__":
     try:
         main()
-    except OSError as error:  # a folder that is a file, missing rights, a full disk
+    except (OSError, BrokenExecutor) as error:  # missing rights, a full disk, a worker killed
         raise SystemExit(f"{error}: mend this, then go on: {shlex.join(['python', *sys.argv])}")

@@ -211,7 +211,8 @@ def compare(args: Args, clock: Clock, report: dict) -> None:
                   given | on(args.device, "eager"))]
         pairs += [(f"eager and {way}", drawn | on(args.device, "eager"),
                    drawn | on(args.device, way)) for way in args.execution if way != "eager"]
-        known, agreed = {}, {entry["what"] for entry in report["comparisons"]}
+        known = {}
+        agreed = {entry["what"] for entry in report["comparisons"] if entry["agree"]}
         for name, *configs in pairs:
             title = " ".join([script, *own, name])
             if title in agreed:
@@ -239,6 +240,7 @@ def compare(args: Args, clock: Clock, report: dict) -> None:
                           "agree": first <= NEAR and max(parts) <= FAR,
                           "seconds": [answer["seconds"] for answer in found],
                           "curves": [answer["curves"] for answer in found]}
+            report["comparisons"] = [old for old in report["comparisons"] if old["what"] != title]
             report["comparisons"].append(entry)
             say(f"{'agree' if entry['agree'] else 'DIFFER':6} {title}: " + (
                 entry["error"] if wrong else f"{entry['first']:.1e} in the first updates, "
@@ -264,7 +266,7 @@ def check(args: Args, clock: Clock) -> bool:
     before = earlier(path, same) or {"comparisons": [], "tests": {"code": None}}
     report = {"machine": same["machine"], "commit": speed.commit(), "date": time.strftime("%F"),
               "basis": same, "skipped": [], "tests": before["tests"],
-              "comparisons": [entry for entry in before["comparisons"] if entry["agree"]]}
+              "comparisons": before["comparisons"]}
     say(report["machine"])
     tests = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-k",
              "captured or cuda", ROOT / "tests" / "test_por.py", ROOT / "tests" / "test_gpu.py"]
@@ -397,8 +399,7 @@ def build_and_train(name: str, grid: run.Args, own: list[str], clock: Clock, arg
     words = [sys.executable, ROOT / "benchmarks" / "run.py", "--algorithms", *grid.algorithms,
              "--datasets", *grid.datasets, "--num-seeds", grid.num_seeds, "--num-updates",
              grid.num_updates, "--jobs", grid.jobs, "--runs", grid.runs, "--results", grid.results,
-             "--", "--device", args.device, "--eval-workers",
-             (args.device != "cpu") * max(1, os.cpu_count() // grid.jobs), *own]
+             "--", "--device", args.device, *own]
     shorter = Clock(clock.left() - STOP)
     code = call(words, shorter, args.work / f"grid-{name}.log")
     for line in (args.work / f"grid-{name}.log").read_text().splitlines()[-len(grid.algorithms):]:
