@@ -893,38 +893,53 @@ def workers_of(pid: int) -> list[int]:
     return found
 
 
+def gone(pids: list[int]) -> bool:
+    """Have these processes ended, within a minute?"""
+    end = time.time() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.time() < end:
+        time.sleep(0.1)
+    return not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
 @pytest.fixture(scope="module")
-def run_with_workers(folder, start_cli, run_cli):
-    """A weighted run whose evaluations lag; killed, ended with its workers, resumed."""
-    words, run_dir = command("workers", [*WEIGHTED, "--eval-workers", "2"]), folder / "workers"
-    pending = []
-    for step, number in ((300, signal.SIGKILL), (500, signal.SIGTERM)):
-        process, workers = start_cli(*words, folder=folder), []
-        while process.poll() is None and not workers:
-            if run_dir.exists() and (run_dir / "result.json").exists():
-                workers = workers_of(process.pid) if result_of(run_dir)["step"] >= step else []
-        if number == signal.SIGTERM:  # as batch systems do: to every process
-            for worker in workers:
-                os.kill(worker, number)
-        stop_when(process, run_dir, 0, step, number)
-        pending.append([head for head, _ in torch.load(run_dir / "checkpoint.pt")["pending"]])
-        end = time.time() + 60
-        while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.time() < end:
-            time.sleep(0.1)
-        assert workers and not any(Path(f"/proc/{pid}").exists() for pid in workers)
-    return SimpleNamespace(pending=pending, end=run_cli(*words, folder=folder))
+def run_with_worker(folder, start_cli, run_cli):
+    """A weighted run killed while its worker hangs; resumed, terminated with it, resumed."""
+    words, path = command("worker", [*WEIGHTED, "--eval-workers", "1"]), folder / "worker"
+    process, before = start_cli(*words, folder=folder), -1
+    while not (path / "result.json").exists():
+        time.sleep(0.01)
+    (worker,) = workers_of(process.pid)
+    os.kill(worker, signal.SIGSTOP)  # soon too many evaluations are under way: the run waits
+    while before < (before := result_of(path)["step"]):
+        time.sleep(3)
+    process.kill()
+    process.wait()
+    state = torch.load(path / "checkpoint.pt")
+    os.kill(worker, signal.SIGCONT)
+    ends = [gone([worker])]
+    process.communicate(timeout=60)  # the worker, too, held its pipes
+    process = start_cli(*words, folder=folder)
+    while result_of(path)["step"] < 900:
+        time.sleep(0.01)
+    (worker,) = workers_of(process.pid)
+    os.kill(worker, signal.SIGTERM)  # as batch systems do: to every process
+    stop_when(process, path, 0, 900, signal.SIGTERM)
+    ends.append(gone([worker]))
+    return SimpleNamespace(state=state, ends=ends, end=run_cli(*words, folder=folder))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
-def test_workers_evaluate_the_same_and_a_stop_loses_nothing(folder, weighted_run,
-                                                            run_with_workers):
-    assert any(run_with_workers.pending), "nothing was under way"
-    assert {head["episodes"] for heads in run_with_workers.pending for head in heads} <= {2, 3}
-    assert run_with_workers.end.returncode == 0, run_with_workers.end.stderr
-    assert run_with_workers.end.stderr.strip() == ""
-    same_end(folder, "weighted", "workers")
+def test_a_worker_evaluates_the_same_and_a_stop_loses_nothing(folder, weighted_run,
+                                                              run_with_worker):
+    state, end = run_with_worker.state, run_with_worker.end
+    done = [e["update"] for e in state["evaluations"]]
+    waiting = [head["update"] for head, _ in state["pending"]]
+    assert waiting and done + waiting == [*range(0, state["step"] + 1, 200)]
+    assert run_with_worker.ends == [True, True]  # no worker outlives its run
+    assert end.returncode == 0 and end.stderr.strip() == "", end.stderr
+    same_end(folder, "weighted", "worker")
     for seed in (5, 6):  # what was written before a kill may be written again after it
-        steps = curves(folder / f"workers/tensorboard/train-{seed}")["score"]
+        steps = curves(folder / f"worker/tensorboard/train-{seed}")["score"]
         assert sorted({*steps}) == [0, 200, 400, 600, 800, 1000, LONG]
 
 
