@@ -391,9 +391,8 @@ class POR(nn.Module):
         move_target(self.value_target, self.value, args.polyak)
 
         if args.guide == "weighted":  # Eq. 5; the advantage is taken after V has moved
-            with torch.no_grad():
-                advantage = target - self.value(s).squeeze(-1).amin(1)
-                weight = (args.alpha * advantage).exp().clamp(max=100)
+            advantage = target - self.value(s).squeeze(-1).amin(1).detach()
+            weight = (args.alpha * advantage).exp().clamp(max=100)
             guide_loss = -(batch["known"] * weight * self.guide.log_prob(s, s2)).mean(1)
         else:  # Eq. 4 as in the authors' por.py
             mean, std = self.guide(s)

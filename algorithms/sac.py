@@ -178,9 +178,8 @@ class SAC(nn.Module):
 
 # ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
 
-import contextlib, copy, dataclasses, difflib, fnmatch, hashlib, io, itertools, json, os
-import multiprocessing, platform, re, shlex, signal, socket, subprocess, sys, threading, time
-import warnings
+import contextlib, copy, dataclasses, difflib, fnmatch, hashlib, io, itertools, json, os, platform
+import multiprocessing as mp, re, shlex, signal, socket, subprocess, sys, threading, time, warnings
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
@@ -190,7 +189,6 @@ from tqdm import tqdm
 warnings.filterwarnings("ignore", module="gymnasium|minari")
 gym.logger.min_level = gym.logger.ERROR
 mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
-
 # By kind and environment, the first 96 bits of the SHA-256 (d4rl builders of TensorFlow Datasets)
 D4RL_FILES = """random 25407aef85b5d16c0f36b414 63103ef7059db4c0819bd054 4e863bb6090cf4a461548bd4
 medium        41324e8487a9556d8cfa4538 5bdf1bc4a713c82941de4463 cf00f43add04c17fdfc2958d
@@ -198,18 +196,16 @@ medium-replay 48d494a4770c11f48260736d e121c5f7c9857a307baa9edc e75de96a4f77acf7
 medium-expert 015db75dae5bbe8e94029b71 9d51ad87f8c905be3880d84c 6b8d7f868c45bbaedf460be7
 expert        d9fe53bb994eb1e20a99b4fa 01aa219a5f8eea5e639eccdc 2985dc3d436a8baa10e8f43f
 full-replay   27fdf7ea86e5a2cbd24d611a 56baf95963c51c1e964049a9 f2720f9d27b2acef6ec9a7d9"""
-D4RL_FILES = {
-    f"{env}-{kind}-v2": (f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5", sha256)
-    for kind, *row in map(str.split, D4RL_FILES.splitlines())
-    for env, sha256 in zip(("halfcheetah", "hopper", "walker2d"), row)}
+D4RL_FILES = {f"{env}-{kind}-v2": (f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5", sha)
+              for kind, *row in map(str.split, D4RL_FILES.splitlines())
+              for env, sha in zip(("halfcheetah", "hopper", "walker2d"), row)}
 D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
-# Environment and the returns that score 0 and 100 (Farama-Foundation/D4RL, d4rl/infos.py).
-# Gymnasium's v4 keeps the rewards and dynamics of D4RL's v2; v5 changed both.
+# Environment, returns that score 0 and 100 (d4rl/infos.py). Gymnasium's v5 are other tasks than v2
 D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
              "hopper": ("Hopper-v4", -20.272305, 3234.3),
              "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
-MINARI_IDS = [f"{group}/{kind}-v{version}" for groups, kinds, version in (  # fetched if missing
+MINARI_IDS = [f"{group}/{kind}-v{number}" for groups, kinds, number in (  # fetched if missing
     ("mujoco/hopper mujoco/halfcheetah mujoco/walker2d", "simple medium expert", 0),
     ("D4RL/pen D4RL/door D4RL/hammer D4RL/relocate", "human cloned expert", 2),
     ("D4RL/pointmaze", "umaze medium large", 2))
@@ -237,12 +233,11 @@ def fill_settings(args: Args) -> Args:
 
 def d4rl_file(name: str) -> Path:
     """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
-    folder = Path(os.environ.get("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
     (file, sha256), problems = D4RL_FILES[name], ""
-    path = folder / Path(file).name
+    path = Path(os.getenv("D4RL_DATASET_DIR", "~/.d4rl/datasets"), Path(file).name).expanduser()
     for url in [D4RL_SERVER + file, D4RL_MIRROR + path.name] * (not path.exists()):
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
             return path
         except Exception as error:  # whatever the network raises
@@ -303,11 +298,9 @@ def load_dataset(args: Args) -> tuple[dict, dict]:
 
 def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
     """Check flat arrays, find each row's next state; returns rows, and the task with their sizes.
-
     Rows are float32: observations, next_observations (n, obs), actions (n, act), rewards, terminals
     (n,), known (n,): is the next observation true?, ends (n,): does an episode end or is it cut? A
-    next state is the next row's, but at ends, where stored ones serve if they agree elsewhere.
-    """
+    next state is the next row's, but at ends, where stored ones serve if they agree elsewhere."""
     env, digest, n = make_env(task), hashlib.sha256(), len(rows["rewards"])
     obs_shape, box, where = env.observation_space.shape, env.action_space, f"{task['name']}: "
     shapes = {"observations": obs_shape, "next_observations": obs_shape, "actions": box.shape}
@@ -322,8 +315,7 @@ def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
     ends = (rows["terminals"] > 0) | (rows["timeouts"] > 0)
     if not ends.any():
         raise SystemExit(f"{where}no episode ends, terminals and timeouts are never set")
-    following, known = np.roll(rows["observations"], -1, 0), ~ends
-    known[-1] = False
+    following, known = np.roll(rows["observations"], -1, 0), ~ends & (np.arange(n) < n - 1)
     stored, inner = rows.get("next_observations"), np.flatnonzero(ends[:-1])
     if stored is not None and np.allclose(stored[known], following[known], atol=1e-5) and not (
             len(inner) and np.array_equal(stored[inner], following[inner])):  # shifted by one row
@@ -384,19 +376,16 @@ def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
         torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
 def evaluate(args: Args, task: dict, weights, starts) -> np.ndarray:
-    """Raw returns (N, starts) of deterministic episodes of the stored agent; start i is alike for
-    every seed. One CPU thread plays them: the same numbers here and in any worker."""
-    torch.set_num_threads(1), torch.set_flush_denormal(True)  # of this thread alone
-    agent = ALGORITHM(args, task, [torch.Generator()] * args.num_seeds, "cpu")
+    """Raw returns (N, starts) of deterministic episodes; start i is alike for every seed."""
+    torch.set_num_threads(1), torch.set_flush_denormal(True)  # so any thread or process plays alike
+    agent = ALGORITHM(args, task, [torch.Generator()] * args.num_seeds, "cpu").requires_grad_(False)
     agent.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
     agent.phases = None  # their methods know the agent: memory would wait for the collector
     envs = [[make_env(task) for _ in starts] for _ in range(args.num_seeds)]
-    obs = [[e.reset(seed=i)[0] for i, e in zip(starts, row)] for row in envs]
-    obs, returns = np.array(obs, np.float32), np.zeros((args.num_seeds, len(starts)))
-    alive = returns == 0
+    obs = np.array([[e.reset(seed=i)[0] for i, e in zip(starts, row)] for row in envs], np.float32)
+    alive = (returns := np.zeros(obs.shape[:2])) == 0
     while alive.any():
-        with torch.no_grad():
-            actions = agent.act(torch.from_numpy(obs)).numpy()
+        actions = agent.act(torch.from_numpy(obs)).numpy()
         if not np.isfinite(actions[alive]).all():
             raise SystemExit("training diverged: the policy's actions are NaN or infinite")
         actions = actions.clip(task["act_low"], task["act_high"])
@@ -410,8 +399,7 @@ def start_worker(matmul_precision: str) -> None:
     """Set up a process that evaluates: deaf to signals, but gone as soon as its parent is."""
     torch.set_float32_matmul_precision(matmul_precision)
     signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    end = lambda: (multiprocessing.parent_process().join(), os._exit(1))
-    threading.Thread(target=end, daemon=True).start()
+    threading.Thread(target=lambda: (mp.parent_process().join(), os._exit(1)), daemon=True).start()
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     """Device, execution, use of autocast; sets and prints the precision of matrix products."""
@@ -443,19 +431,19 @@ class Run:
     def __init__(self, args: Args, task: dict, device, execution="eager", autocast=False):
         self.args, self.task, self.device, self.clock = args, task, device, time.time()
         self.execution, self.autocast, self.phase, self.step = execution, autocast, 0, 0
-        self.seeds, self.evaluations = [*range(args.seed, args.seed + args.num_seeds)], []
+        self.evaluations, self.jobs, cuda = [], [], device.type == "cuda"
+        self.seeds = [*range(args.seed, args.seed + args.num_seeds)]
         weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        self.agent, self.pending, self.jobs = ALGORITHM(args, task, weights, device), [], []
-        auto = min(16, torch.get_num_threads()) if device.type == "cuda" else 0
-        self.workers = args.eval_workers or auto
-        like_here = [torch.get_float32_matmul_precision()]
+        self.agent = ALGORITHM(args, task, weights, device)
+        self.workers = args.eval_workers or cuda and min(16, torch.get_num_threads())
         self.pool = ThreadPoolExecutor(1) if not self.workers else ProcessPoolExecutor(
-            self.workers, multiprocessing.get_context("spawn"), start_worker, like_here)
+            self.workers, mp.get_context("spawn"), start_worker,
+            [torch.get_float32_matmul_precision()])
         # 2^31: other numbers than those that drew the weights; on CPUs only 32 bits count
         self.generators = [torch.Generator(device).manual_seed(2**31 + s) for s in self.seeds]
         git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
                              cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
-        chip = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+        chip = torch.cuda.get_device_name(device) if cuda else platform.machine()
         self.parts = [{  # what a number needs beside it; every resume adds one
             "commit": git.stdout.strip() or "unknown", "device": f"{device} ({chip})",
             "versions": {m.__name__: str(m.__version__) for m in (torch, np, gym, minari, mujoco)},
@@ -517,11 +505,9 @@ class Run:
                 continue
             if not self.graph:
                 self.graph = torch.cuda.CUDAGraph()
-                for generator in self.generators:
-                    self.graph.register_generator_state(generator)
+                [self.graph.register_generator_state(g) for g in self.generators]
                 with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(self.device)):
-                    for number in range(size):
-                        self.once(number)
+                    [self.once(number) for number in range(size)]
             self.graph.replay()
             self.step += size
 
@@ -537,23 +523,22 @@ class Run:
         return dict(zip(self.names, values))
 
     def measure(self, episodes: int) -> None:
-        """Have all seeds evaluated as they stand now; collect() has the results."""
+        """Have all seeds evaluated as they stand now; collect() has the result."""
         torch.save(self.agent.state_dict(), weights := io.BytesIO())
-        head = {"phase": self.agent.phases[self.phase][0], "update": self.step}
-        self.pending.append((head | {"episodes": episodes},
-                             torch.frombuffer(weights.getbuffer(), dtype=torch.uint8)))
+        work = getattr(self, "evaluate", evaluate), self.args, self.task, weights.getvalue()
+        size = max(1, 5 // len(self.seeds))  # a job has few environments, to be shared out evenly
+        starts = [range(episodes)[i:i + size] for i in range(0, episodes, size)]
+        self.jobs = [self.pool.submit(*work, part) for part in starts]
+        self.measured = self.agent.phases[self.phase][0], self.step, episodes
 
-    def collect(self, room: int) -> list[dict]:
-        """Evaluations that ended, oldest first; waits while more than `room` are under way."""
+    def collect(self) -> list[dict]:
+        """The evaluation under way, once it has ended, if there is one."""
         start, known = time.time(), len(self.evaluations)
-        for head, weights in self.pending[len(self.jobs):]:
-            starts = [range(head["episodes"])[i:i + 5] for i in range(0, head["episodes"], 5)]
-            work = getattr(self, "evaluate", evaluate), self.args, self.task, weights.numpy()
-            self.jobs.append([self.pool.submit(*work, part) for part in starts])
-        while self.jobs and (len(self.jobs) > room or all(job.done() for job in self.jobs[0])):
-            returns = np.concatenate([job.result() for job in self.jobs.pop(0)], 1).mean(1)
-            self.evaluations.append(self.pending.pop(0)[0] | {
+        if self.jobs:
+            returns = np.concatenate([job.result() for job in self.jobs], 1).mean(1)
+            self.evaluations.append(dict(zip(("phase", "update", "episodes"), self.measured)) | {
                 "returns": returns.tolist(), "scores": score(self.task, returns).tolist()})
+            self.jobs = []
         self.parts[-1]["evaluation_seconds"] += time.time() - start
         return self.evaluations[known:]
 
@@ -562,14 +547,12 @@ class Run:
         seconds = time.time() - self.clock - self.parts[-1]["evaluation_seconds"]
         self.parts[-1] |= {"to": [self.phase, self.step], "training_seconds": seconds}
         args = {k: v for k, v in vars(self.args).items() if k != "run_dir"}
-        result = {"script": Path(__file__).stem, "finished": finished, "args": args,
-                  "task": self.task, "seeds": self.seeds, "phase": self.phase, "step": self.step,
-                  "final": self.evaluations[-1] if finished else None,
-                  "evaluations": self.evaluations, "parts": self.parts}
+        names = "task", "seeds", "phase", "step", "evaluations", "parts"
+        result = {"script": Path(__file__).stem, "finished": finished, "args": args, "final":
+                  self.evaluations[-1] if finished else None} | {k: vars(self)[k] for k in names}
         torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
                     "moments": {k: o.state for k, o in self.agent.optimizers.items()},
-                    "generators": [g.get_state() for g in self.generators],
-                    "pending": self.pending}, buffer := io.BytesIO())
+                    "generators": [g.get_state() for g in self.generators]}, buffer := io.BytesIO())
         part, text = Path(self.args.run_dir, "part"), json.dumps(result, indent=1).encode()
         try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
             for name, content in ("result.json", text), ("checkpoint.pt", buffer.getvalue()):
@@ -584,11 +567,9 @@ class Run:
         for name, optimizer in self.agent.optimizers.items():
             torch._foreach_copy_(optimizer.state, state["moments"][name])
         self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
-        self.pending = state.get("pending", [])  # absent in older checkpoints
         self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
         if state["device"] == self.device.type:  # others draw differently: start anew
-            for generator, stored in zip(self.generators, state["generators"]):
-                generator.set_state(stored)
+            [g.set_state(stored) for g, stored in zip(self.generators, state["generators"])]
 
 class OnlineRun(Run):
     """A run whose phase "online" acts: a step of each seed's own environment before every update.
@@ -705,44 +686,46 @@ def train(run: Run) -> None:
     every = LOG_EVERY, args.eval_every, args.checkpoint_every
     for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends the process at once
         signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
-    for _ in range(run.workers):  # all start now: later this file may be another one
-        run.pool.submit(time.sleep, 1)
     for run.phase in range(run.phase, len(phases)):
         (name, total, *_), last = phases[run.phase], run.phase == len(phases) - 1
-        first, began, evaluated = run.step, time.time(), bool(run.evaluations or run.pending)
+        first, began, purge = run.step, time.time(), run.step + bool(run.step or run.evaluations)
         run.begin()
         with contextlib.ExitStack() as stack:  # closes them in any case: curves reach the disk
             writers = [stack.enter_context(SummaryWriter(f"{args.run_dir}/tensorboard/{name}-{s}",
-                           purge_step=first + bool(first or evaluated))) for s in run.seeds]
+                                           purge_step=purge)) for s in run.seeds]
             bar = stack.enter_context(tqdm(total=total, initial=first, desc=name, disable=None))
             while True:
-                log, test, keep = (run.step == total or not run.step % n for n in every)
-                values, rate, new = {}, (run.step - first) / (time.time() - began), run.step > first
+                over, new, curves = run.step == total, run.step > first, []
+                log, test, keep = (over or not run.step % n for n in every)
+                rate = (run.step - first) / (time.time() - began)
                 if new and (log or test or keep or stop):  # a diverged run is never saved
                     values = run.means() | {"updates_per_second": [rate] * args.num_seeds}
-                curves = [(run.step, tag, value) for tag, value in values.items()]
-                if test and (new or not evaluated) and name in ("train", "online"):
-                    episodes = args.eval_episodes if run.step < total else args.final_eval_episodes
-                    run.measure(episodes)
-                room = (run.workers + 1) // 2 if run.step < total else 0  # two jobs or more each
-                for e in run.collect(room) if run.step == total or not stop else []:
-                    step, scores = e["update"], e["scores"]
-                    curves += [(step, "score", scores), (step, "return", e["returns"])]
-                    left = f", {(total - run.step) / rate / 60:.1f} min left" if rate else ""
-                    bar.write(f"{name} {step:,} of {total:,}: score {np.mean(scores):.1f} ± "
-                              f"{np.std(scores):.1f}, {len(scores)} seeds x {e['episodes']} "
-                              f"episodes; {rate:.1f} updates/s{left}")
+                    curves = [(run.step, *curve) for curve in values.items()]
+                seen = [e["update"] for e in run.evaluations if run.step == 0 or e["phase"] == name]
+                due = test and name in ("train", "online") and run.step not in seen
+                ended = run.collect() if due or keep or stop else []
+                if due and (over or not (run.workers or stop)):
+                    run.measure(args.final_eval_episodes if over else args.eval_episodes)
+                    ended += run.collect()
+                for e in ended:
+                    curves += [(e["update"], tag, e[tag + "s"]) for tag in ("score", "return")]
+                    x, left = e["scores"], (total - run.step) / max(rate, 1e-9) / 60
+                    bar.write(f"{name} {e['update']:,} of {total:,}: score {np.mean(x):.1f} ± "
+                              f"{np.std(x):.1f}, {len(x)} seeds x {e['episodes']} episodes; "
+                              f"{rate:.1f} updates/s" + f", {left:.1f} min left" * (rate > 0))
                 for (at, tag, value), (i, writer) in itertools.product(curves, enumerate(writers)):
                     writer.add_scalar(tag, value[i], at)
                 if new and keep or stop:  # curves first: no kill then loses a point of them
                     any(writer.flush() for writer in writers)
-                    run.save(finished=last and run.step == total)
-                if run.step == total:
+                    run.save(finished=last and over)
+                if over:
                     break
                 if stop and new:
                     bar.write(f"stopped at update {run.step}; to go on:\n  "
                               + shlex.join(["python", *sys.argv]))
                     raise SystemExit(128 + stop[0])
+                if due and run.workers:  # updates go on meanwhile
+                    run.measure(args.eval_episodes)
                 run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
                 bar.update(run.step - bar.n)
         run.step *= last
@@ -789,17 +772,12 @@ def main() -> None:
         run.restore(state)
         print("finished" if state["finished"] else "resumed",
               f"at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
-    try:
-        if args.eval_only:
-            run.pending.clear()
-            run.measure(args.final_eval_episodes)
-            run.collect(0)
-        elif rows:
-            run.use(rows)
-            train(run)
-    finally:  # no exit waits for evaluations: the checkpoint has them
-        run.pool.shutdown(wait=False, cancel_futures=True)
-        [worker.kill() for worker in multiprocessing.active_children() if run.workers]
+    if args.eval_only:
+        run.measure(args.final_eval_episodes)
+        run.collect()
+    elif rows:
+        run.use(rows)
+        train(run)
     scores, episodes = (run.evaluations[-1][k] for k in ("scores", "episodes"))
     unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
     print(f"{args.env}, update {run.step}, {episodes} episodes: {unit} {np.mean(scores):.1f} ± "

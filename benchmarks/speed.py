@@ -310,7 +310,7 @@ def measure(args: Args, words: list[str]) -> dict:
         clock = time.perf_counter()
         run.pool = ThreadPoolExecutor(1)  # its cost here; worker processes would share and hide it
         run.measure(args.eval_episodes)
-        run.collect(0)
+        run.collect()
         evaluation = time.perf_counter() - clock
     operations, steps = dissect(script, run)
     if args.parts:

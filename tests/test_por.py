@@ -906,7 +906,7 @@ def run_with_worker(folder, start_cli, run_cli):
     """A weighted run killed while its worker hangs; resumed, terminated with it, resumed."""
     words, path = command("worker", [*WEIGHTED, "--eval-workers", "1"]), folder / "worker"
     process, before = start_cli(*words, folder=folder), -1
-    while not (path / "result.json").exists():
+    while not (path / "result.json").exists() or not result_of(path)["evaluations"]:
         time.sleep(0.01)
     (worker,) = workers_of(process.pid)
     os.kill(worker, signal.SIGSTOP)  # soon too many evaluations are under way: the run waits
@@ -914,7 +914,7 @@ def run_with_worker(folder, start_cli, run_cli):
         time.sleep(3)
     process.kill()
     process.wait()
-    state = torch.load(path / "checkpoint.pt")
+    done = [e["update"] for e in result_of(path)["evaluations"]]
     os.kill(worker, signal.SIGCONT)
     ends = [gone([worker])]
     process.communicate(timeout=60)  # the worker, too, held its pipes
@@ -925,16 +925,15 @@ def run_with_worker(folder, start_cli, run_cli):
     os.kill(worker, signal.SIGTERM)  # as batch systems do: to every process
     stop_when(process, path, 0, 900, signal.SIGTERM)
     ends.append(gone([worker]))
-    return SimpleNamespace(state=state, ends=ends, end=run_cli(*words, folder=folder))
+    return SimpleNamespace(done=done, step=before, ends=ends, end=run_cli(*words, folder=folder))
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs Linux's /proc")
 def test_a_worker_evaluates_the_same_and_a_stop_loses_nothing(folder, weighted_run,
                                                               run_with_worker):
-    state, end = run_with_worker.state, run_with_worker.end
-    done = [e["update"] for e in state["evaluations"]]
-    waiting = [head["update"] for head, _ in state["pending"]]
-    assert waiting and done + waiting == [*range(0, state["step"] + 1, 200)]
+    done, end = run_with_worker.done, run_with_worker.end
+    assert run_with_worker.step == done[-1] + 200  # it waited, with an evaluation under way
+    assert done == [*range(0, run_with_worker.step, 200)]
     assert run_with_worker.ends == [True, True]  # no worker outlives its run
     assert end.returncode == 0 and end.stderr.strip() == "", end.stderr
     same_end(folder, "weighted", "worker")
@@ -1196,7 +1195,7 @@ def test_a_run_goes_on_with_another_checkpoint_interval(unfinished, main):
 
 def test_a_checkpoint_from_before_the_workers_goes_on(unfinished, main):
     state = torch.load("run/checkpoint.pt")
-    del state["pending"], state["args"]["eval_workers"]
+    del state["args"]["eval_workers"]
     torch.save(state, "run/checkpoint.pt")
     end = main(*unfinished)
     assert end.code == 0 and "resumed at update 20 " in end.out, end.err
@@ -1216,7 +1215,7 @@ def test_evaluations_leave_no_agents_behind(por, tiny_hdf5, main, monkeypatch):
     try:
         assert main(*command("run", ["--guide", "q", "--behavior-updates", 5, "--num-updates", 40,
                                      "--eval-every", 10])).code == 0
-        assert len(made) == 6 and sum(agent() is not None for agent in made) == 1  # the run's own
+        assert len(made) == 7 and sum(agent() is not None for agent in made) == 1  # the run's own
     finally:
         gc.enable()
 

@@ -314,6 +314,7 @@ def test_rollouts_are_those_of_the_evaluation(por, monkeypatch):
     agent = Agent(shift=(0.02, -0.01), bias=(0.1, 0))
     played = por_guide.rollouts(agent, TASK, 2, 3)
     agent.load_state_dict = lambda state: None
+    agent.requires_grad_ = lambda needed: agent
     monkeypatch.setattr(por, "ALGORITHM", lambda *_: agent)
     torch.save({}, weights := io.BytesIO())
     with ThreadPoolExecutor(1) as pool:  # it leaves its thread with one CPU thread
