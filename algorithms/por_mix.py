@@ -246,11 +246,10 @@ D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
 D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
              "hopper": ("Hopper-v4", -20.272305, 3234.3),
              "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
-MINARI_IDS = [f"{group}/{kind}-v{number}" for groups, kinds, number in (  # fetched if missing
-    ("mujoco/hopper mujoco/halfcheetah mujoco/walker2d", "simple medium expert", 0),
-    ("D4RL/pen D4RL/door D4RL/hammer D4RL/relocate", "human cloned expert", 2),
-    ("D4RL/pointmaze", "umaze medium large", 2))
-    for group in groups.split() for kind in kinds.split()]
+MINARI_IDS = [f"mujoco/{env}/{kind}-v0" for env in D4RL_ENVS for kind in (  # fetched if missing
+    "simple", "medium", "expert")] + [f"D4RL/{env}/{kind}-v2" for envs, kinds in (
+        ("pen door hammer relocate", "human cloned expert"), ("pointmaze", "umaze medium large"))
+        for env in envs.split() for kind in kinds.split()]
 KEYS = "observations actions rewards terminals timeouts next_observations".split()
 LOG_EVERY = 1_000  # updates per point of a TensorBoard curve
 UPDATES_PER_GRAPH = 20  # enough to hide a CUDA graph's launch, few enough to record in seconds
