@@ -201,7 +201,7 @@ D4RL_FILES = {f"{env}-{kind}-v2": (f"gym_mujoco_v2/{env}_{kind.replace('-', '_')
               for env, sha in zip(("halfcheetah", "hopper", "walker2d"), row)}
 D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
-# Environment, returns that score 0 and 100 (d4rl/infos.py). Gymnasium's v5 are other tasks than v2
+# Environment, returns that score 0 and 100 (d4rl/infos.py). v4 is D4RL's v2; v5 is another task
 D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
              "hopper": ("Hopper-v4", -20.272305, 3234.3),
              "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
@@ -374,7 +374,7 @@ def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
     with torch.no_grad():
         torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
-def evaluate(args: Args, task: dict, weights, starts) -> np.ndarray:
+def evaluate(args: Args, task: dict, weights: bytes, starts) -> np.ndarray:
     """Raw returns (N, starts) of deterministic episodes; start i is alike for every seed."""
     torch.set_num_threads(1), torch.set_flush_denormal(True)  # so any thread or process plays alike
     agent = ALGORITHM(args, task, [torch.Generator()] * args.num_seeds, "cpu").requires_grad_(False)
