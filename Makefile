@@ -50,8 +50,9 @@ run: .venv/installed
 	@echo "numbers      $(RUN_DIR)/result.json"
 	@echo "TensorBoard  $(PY) -m tensorboard.main --logdir $(RUN_DIR)/tensorboard"
 
+# A process for each core; the tests of one file share fixtures and stay together.
 test: .venv/installed
-	$(PY) -m pytest -q --durations=10 tests
+	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile --durations=10 tests
 
 MODEL ?= algorithms/por.py
 

@@ -57,6 +57,7 @@ LAST_COMMON_FIELD = "eval_only"
 
 NOT_IMPORTED = {
     "pytest": "runs the tests",
+    "pytest-xdist": "runs them in as many processes as there are cores",
     "tensorboard": "torch.utils.tensorboard imports it",
     "gymnasium-robotics": "registers the environments of Minari's D4RL datasets",
 }
