@@ -49,7 +49,7 @@ class Args:
     eval_every: int = 5_000  # updates between evaluations
     eval_episodes: int = 10  # episodes per evaluation and seed
     final_eval_episodes: int = 100  # episodes of the last evaluation, the headline
-    eval_workers: int = 0  # processes that evaluate beside the training; 0: on CUDA one a thread
+    eval_workers: int | None = None  # processes to evaluate in; None: on CUDA one a thread, else 0
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: fastest products that keep scores
     execution: Literal["auto", "eager", "compile", "capture"] = "auto"  # capture: CUDA graphs
@@ -472,9 +472,8 @@ def evaluate(args: Args, task: dict, weights: bytes, starts) -> np.ndarray:
     return returns
 
 def start_worker(matmul_precision: str) -> None:
-    """Set up a process that evaluates: deaf to signals, but gone as soon as its parent is."""
+    """Set up a process that evaluates: it is gone as soon as its parent is."""
     torch.set_float32_matmul_precision(matmul_precision)
-    signal.signal(signal.SIGINT, signal.SIG_IGN), signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=lambda: (mp.parent_process().join(), os._exit(1)), daemon=True).start()
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
@@ -511,7 +510,8 @@ class Run:
         self.seeds = [*range(args.seed, args.seed + args.num_seeds)]
         weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
         self.agent = ALGORITHM(args, task, weights, device)
-        self.workers = args.eval_workers or cuda and min(16, torch.get_num_threads())
+        auto = cuda * min(16, torch.get_num_threads())
+        self.workers = auto if args.eval_workers is None else args.eval_workers
         self.pool = ThreadPoolExecutor(1) if not self.workers else ProcessPoolExecutor(
             self.workers, mp.get_context("spawn"), start_worker,
             [torch.get_float32_matmul_precision()])
@@ -551,8 +551,7 @@ class Run:
     def begin(self) -> None:
         """Make the phase's updates, which take turns, the ones that advance() runs."""
         eager, updates = self.execution == "eager", self.agent.phases[self.phase][2:]
-        # one graph holds an update: gradients are traced, and no loss leaves it with its history
-        torch._dynamo.config.trace_autograd_ops = True
+        torch._dynamo.config.trace_autograd_ops = True  # gradients, too, belong to the one graph
         torch._inductor.config.cpp_wrapper = self.device.type == "cpu"  # half the time to compile
         detached = lambda update: lambda batch: {k: v.detach() for k, v in update(batch).items()}
         self.updates = [torch.compile(detached(u), fullgraph=True, disable=eager) for u in updates]
@@ -599,12 +598,14 @@ class Run:
         return dict(zip(self.names, values))
 
     def measure(self, episodes: int) -> None:
-        """Have all seeds evaluated as they stand now; collect() has the result."""
+        """Have all seeds evaluated, for collect(). Workers inherit the mask: Ctrl-C is the run's."""
         torch.save(self.agent.state_dict(), weights := io.BytesIO())
         work = getattr(self, "evaluate", evaluate), self.args, self.task, weights.getvalue()
         size = max(1, 5 // len(self.seeds))  # a job has few environments, to be shared out evenly
         starts = [range(episodes)[i:i + size] for i in range(0, episodes, size)]
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
         self.jobs = [self.pool.submit(*work, part) for part in starts]
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.measured = self.agent.phases[self.phase][0], self.step, episodes
 
     def collect(self) -> list[dict]:
@@ -671,15 +672,14 @@ def train(run: Run) -> None:
                 seen = [e["update"] for e in run.evaluations if run.step == 0 or e["phase"] == name]
                 due = test and name in ("train", "online") and run.step not in seen
                 ended = run.collect() if due or keep or stop else []
-                if due and (over or not (run.workers or stop)):
+                if due and (over or not (run.workers or stop and new)):
                     run.measure(args.final_eval_episodes if over else args.eval_episodes)
                     ended += run.collect()
                 for e in ended:
                     curves += [(e["update"], tag, e[tag + "s"]) for tag in ("score", "return")]
-                    x, left = e["scores"], (total - run.step) / max(rate, 1e-9) / 60
-                    bar.write(f"{name} {e['update']:,} of {total:,}: score {np.mean(x):.1f} ± "
-                              f"{np.std(x):.1f}, {len(x)} seeds x {e['episodes']} episodes; "
-                              f"{rate:.1f} updates/s" + f", {left:.1f} min left" * (rate > 0))
+                    bar.write(f"{name} {e['update']:,} of {total:,}, {rate:.1f} updates/s: score "
+                              f"{np.mean(e['scores']):.1f} ± {np.std(e['scores']):.1f}, "
+                              f"{args.num_seeds} seeds x {e['episodes']} episodes")
                 for (at, tag, value), (i, writer) in itertools.product(curves, enumerate(writers)):
                     writer.add_scalar(tag, value[i], at)
                 if new and keep or stop:  # curves first: no kill then loses a point of them

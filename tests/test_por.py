@@ -782,13 +782,14 @@ def test_captured_updates_are_the_eager_ones(por, guide):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_on_cuda_any_number_of_workers_gives_the_same_scores(folder, run_cli):
     found = []
-    for workers in (0, 1, 3):  # 0: one a CPU thread
+    for workers in (None, 0, 1, 3):  # None: one a CPU thread
         words = command(f"cuda-{workers}", [*WEIGHTED, "--device", "cuda"])
-        end = run_cli(*words, "--eval-workers", str(workers), folder=folder)
+        words += ["--eval-workers", str(workers)] * (workers is not None)
+        end = run_cli(*words, folder=folder)
         assert end.returncode == 0, end.stderr
         found.append(result_of(folder / f"cuda-{workers}")["evaluations"])
     assert [e["update"] for e in found[0]] == [0, 200, 400, 600, 800, 1000, LONG]
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1] == found[2] == found[3]
 
 
 # ---- Killed and resumed ----
@@ -906,9 +907,13 @@ def run_with_worker(folder, start_cli, run_cli):
     """A weighted run killed while its worker hangs; resumed, terminated with it, resumed."""
     words, path = command("worker", [*WEIGHTED, "--eval-workers", "1"]), folder / "worker"
     process, before = start_cli(*words, folder=folder), -1
+    while not (workers := workers_of(process.pid)):
+        time.sleep(0.001)
+    os.kill(workers[0], signal.SIGINT)  # a terminal's Ctrl-C comes to it, too: it still imports
     while not (path / "result.json").exists() or not result_of(path)["evaluations"]:
         time.sleep(0.01)
-    (worker,) = workers_of(process.pid)
+    assert workers == workers_of(process.pid)
+    (worker,) = workers
     os.kill(worker, signal.SIGSTOP)  # soon too many evaluations are under way: the run waits
     while before < (before := result_of(path)["step"]):
         time.sleep(3)
@@ -959,6 +964,27 @@ def test_a_stop_does_not_wait_for_an_evaluation(por, tiny_hdf5, main, monkeypatc
     assert [e["update"] for e in result_of(Path("run"))["evaluations"]] == [0, 20]
     assert main(*words).code == 0
     assert [e["update"] for e in result_of(Path("run"))["evaluations"]] == [0, 20, 40, 60]
+
+
+def test_a_stop_at_the_end_of_a_phase_loses_no_evaluation_of_the_next(por, tiny_hdf5, main,
+                                                                      monkeypatch):
+    tiny_hdf5(Path("data.hdf5"))
+    words = command("run", ["--guide", "q", "--behavior-updates", 20, "--num-updates", 40,
+                            "--eval-every", 20])
+    advance = por.Run.advance
+
+    def advance_and_stop(run, updates):
+        advance(run, updates)
+        if run.phase == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(por.Run, "advance", advance_and_stop)
+        assert main(*words).code == 143
+    result = result_of(Path("run"))
+    assert not result["finished"] and (result["phase"], result["step"]) == (1, 20)
+    assert main(*words).code == 0
+    assert [e["update"] for e in result_of(Path("run"))["evaluations"]] == [0, 20, 40]
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_anew(por, tiny_hdf5, main, monkeypatch):

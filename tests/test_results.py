@@ -29,7 +29,7 @@ import check  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
 
-REFS = {"hopper": (-20.272305, 3234.3), "halfcheetah": (-280.178953, 12135.0),
+REFS = {"antmaze": (0.0, 1.0), "hopper": (-20.272305, 3234.3), "halfcheetah": (-280.178953, 12135.0),
         "walker2d": (1.629008, 4592.3)}
 
 
@@ -401,6 +401,25 @@ def test_rebuilt_data_never_stand_beside_a_published_number(folder):
     assert re.search(r"hopper-medium-v0`.*\| - \| - \|", d4rl)  # no number for that version
     header = next(line for line in rebuilt.splitlines() if line.startswith("| algorithm"))
     assert "paper" not in header and "re-run" not in header and "not** D4RL's files" in rebuilt
+
+
+def test_rebuilt_antmaze_is_shown_beside_the_papers_v2_numbers_as_other_data(folder):
+    for updates, scores in ((30_000, (1, 2, 3)), (100_000, (30, 40, 50))):
+        put(folder, f"iql-{updates}", result_of("iql", "rebuilt/antmaze/umaze-v0", scores,
+                                                updates=updates))
+    put(folder, "bc", result_of("bc", "rebuilt/antmaze/medium-play-v0", (7, 8, 9)))
+    put(folder, "own", result_of("spot", "rebuilt/antmaze/my-v0", (7, 8, 9)))  # not D4RL's name
+    three_tasks(folder)
+    rows, notes = tables.read_results(folder / "results")
+    text = tables.block(rows, notes, tables.read_paper_scores())
+    beside = text.partition("### AntMaze, rebuilt with D4RL's policy, beside the papers")[2]
+    assert "reproduces" in beside and "v0 |" not in beside.replace("-v0` |", "")
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in beside.splitlines()
+             if line.startswith("| ") and "---" not in line]
+    assert [line[:1] + line[2:3] + line[4:] for line in lines[1:]] == [
+        ["BC", "100,000", "8.0 ± 0.8", "`antmaze-medium-play-v2`", "0.4", "0.0 ± 0.0"],
+        ["IQL", "100,000", "40.0 ± 8.2", "`antmaze-umaze-v2`", "89.6", "77.0 ± 5.5"]]
+    assert "re-run" not in text.partition("### AntMaze, rebuilt")[0]
 
 
 def test_a_file_of_that_name_is_not_d4rls(folder):
