@@ -592,7 +592,7 @@ class Run:
         return dict(zip(self.names, values))
 
     def measure(self, episodes: int) -> None:
-        """Have all seeds evaluated, for collect(). Workers inherit the mask: Ctrl-C is the run's."""
+        """Have all seeds evaluated for collect(). Workers inherit the mask: Ctrl-C is the run's."""
         torch.save(self.agent.state_dict(), weights := io.BytesIO())
         work = getattr(self, "evaluate", evaluate), self.args, self.task, weights.getvalue()
         size = max(1, 5 // len(self.seeds))  # a job has few environments, to be shared out evenly
