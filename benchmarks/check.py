@@ -221,6 +221,8 @@ def failure(claim: dict, rows: dict[str, Row], targets: dict) -> str | None:
                                     f"{tables.published(number)}: {words}"] * (not within)
         return "; ".join(reasons) or None
     pairs = [(rows[a], rows[b]) for a, b in zip(names, others)]
+    if len({a.dataset for a, _ in pairs}) < len(pairs):
+        return "two pairs are on one dataset: a dataset counts once"
     for a, b in pairs:
         if (a.dataset, a.fingerprint, a.updates) != (b.dataset, b.fingerprint, b.updates):
             return f"{a.file.stem} and {b.file.stem} differ in data or length"

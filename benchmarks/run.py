@@ -314,7 +314,7 @@ def execute(command: list[str], folder: Path, env: dict,
 def visible_gpus() -> list[str]:
     """Ids of the GPUs that may be used; empty without NVIDIA's driver."""
     if (chosen := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in chosen.split(",") if name.strip()]
+        return [name for name in chosen.split(",") if name.strip() not in ("", "-1")]
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True).stdout
     except OSError:
@@ -322,12 +322,18 @@ def visible_gpus() -> list[str]:
     return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.splitlines()))]
 
 
+def device_of(own: list[str]) -> str:
+    """What --device says among the scripts' options."""
+    return dict(o for o in options_of(own) if len(o) == 2).get("device", "auto")
+
+
 def cell_settings(args: Args, own: list[str], cells: int) -> tuple[int, int, list[str]]:
-    """(cells at once, CPU threads of each, GPUs)."""
-    device = dict(o for o in options_of(own) if len(o) == 2).get("device", "auto")
+    """(cells at once, CPU threads of each, GPUs to share out)."""
+    device = device_of(own)
     gpus = visible_gpus() if device in ("auto", "cuda") else []
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jobs = min(args.jobs or len(gpus) or cores, max(cells, 1))
+    one = device.startswith("cuda:")  # all cells have that GPU
+    jobs = min(args.jobs or len(gpus) or (1 if one else cores), max(cells, 1))
     return jobs, int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // jobs)), gpus
 
 
@@ -358,7 +364,7 @@ class Here:
 class OnRay:
     """Cells as tasks of Ray, which decides where and when."""
 
-    def __init__(self, threads: int, gpus: list[str], cores: int | None):
+    def __init__(self, threads: int, device: str, cores: int | None):
         try:
             import ray
         except ImportError:
@@ -370,7 +376,9 @@ class OnRay:
         ray.init(log_to_driver=False, include_dashboard=False, **own)
         if __name__ != "__main__":  # nodes cannot import this file by its name
             ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-        self.task = ray.remote(num_cpus=threads, num_gpus=1 if gpus else 0, max_retries=0)(execute)
+        # Ray hides the GPUs from a task that asks for none: ask if any node has one
+        gpus = int(device != "cpu" and ray.cluster_resources().get("GPU", 0) > 0)
+        self.task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(execute)
 
     def submit(self, cell: Cell) -> concurrent.futures.Future:
         script = [str(Path(cell.command[0]).resolve()), *cell.command[1:-1]]
@@ -427,7 +435,10 @@ def outcome(cell: Cell, future: concurrent.futures.Future, stop: list) -> str:
         code, text, last = None, None, f"{type(error).__name__}: {str(error).splitlines()[:1]}"
     why = unfit(text, cell) if text else "no result.json"
     if code == 0 and not why:
-        keep(cell, text)
+        try:
+            keep(cell, text)
+        except OSError as error:  # the other cells go on
+            return f"failed: its result cannot be kept: {error} ({cell.folder})"
         return headline(text)
     if stop and code in (None, 128 + signal.SIGTERM, -signal.SIGTERM):
         return "stopped; the same command goes on with it"
@@ -447,14 +458,15 @@ def main(words: list[str] | None = None) -> None:
     if args.dry_run:
         for cell in cells:
             command = f"OMP_NUM_THREADS={threads} {shlex.join(['python', *cell.command])}"
-            print(f"# done: {os.path.relpath(cell.result)}" if cell.name in done else command)
+            is_there = f"  # done: {os.path.relpath(cell.result)}"
+            print(command + is_there * (cell.name in done))
         return
     print(f"{len(cells)} cells, {len(done)} done, {len(missing)} to run, "
           + (f"by Ray, {threads} threads each" if args.ray else
              f"{jobs} at once, {threads} threads each") + ", on a GPU" * bool(gpus))
     stop, outcomes = [], {}
     if missing:
-        runner = (OnRay(threads, gpus, jobs * threads) if args.ray
+        runner = (OnRay(threads, device_of(own), jobs * threads) if args.ray
                   else Here(jobs, threads, gpus, stop))
         before = {number: signal.signal(number, lambda n, _: stop.append(n))
                   for number in (signal.SIGINT, signal.SIGTERM)}

@@ -267,8 +267,11 @@ def rows_of(path: Path, result: dict) -> list[Row]:
     group = {"D4RL file": "D4RL's own data", "rebuilt": "Rebuilt data",
              "Minari": "Minari's data"}.get(source, "Other data")
     tuned = bool(args.get("online_steps"))  # then the offline part may have another schedule
+    short = {} if not tuned or args["num_updates"] >= PUBLISHED_UPDATES else {
+        "offline updates": args["num_updates"]}  # before the published runs went on online
     return [Row(
-        file=path, script=script, paper_name=paper_name, deviations=others, group=group,
+        file=path, script=script, paper_name=paper_name, group=group,
+        deviations=others | (short if stage == "online" else {}),
         label=label + ", before online steps" * (tuned and stage == "train"), stage=stage,
         paper_stage="after" if stage == "online" else "before" if tuned else "offline",
         dataset=task["name"], env_id=task["env_id"],

@@ -570,6 +570,16 @@ def test_a_number_without_spread_is_met_within_ours(folder):
         path.unlink()
 
 
+def test_online_steps_after_a_short_offline_part_match_nothing(folder):
+    for updates, own in ((100_000, {"offline updates": 100_000}), (1_000_000, {})):
+        put(folder, "a", result_of("spot", "antmaze-umaze-v2", online=(98, 99, 100),
+                                   updates=updates))
+        before, after = read(folder)
+        assert (before.stage, before.deviations) == ("train", {})
+        assert (after.stage, after.deviations) == ("online", own)
+        assert any("offline updates" in why for why in check.obstacles(after)) == bool(own)
+
+
 def test_a_short_run_matches_nothing(folder):
     put(folder, "a", result_of("iql", "hopper-medium-v2", (66, 66, 66)))
     assert "100,000 of 1,000,000 updates" in check.cells(read(folder), tables.read_paper_scores())
@@ -584,7 +594,8 @@ def test_a_short_run_matches_nothing(folder):
     ("por-hopper;por-walker2d,better,bc-hopper;bc-walker2d", ""),
     ("iql-hopper,better,por-hopper", "p 0."), ("por-hopper,better,bc-walker2d", "differ in data"),
     ("por-hopper,better,gone", "no result gone"),
-    ("por-hopper;por-hopper,better,bc-hopper;bc-hopper", "named twice")])
+    ("por-hopper;por-hopper,better,bc-hopper;bc-hopper", "named twice"),
+    ("por-hopper;iql-hopper,better,bc-hopper;bc-hopper", "two pairs are on one dataset")])
 def test_claims(folder, capsys, claim, words):
     three_tasks(folder)
     for name, scores, updates in (("iql", (65, 66, 68), 1_000_000), ("high", (80, 81, 82),
@@ -814,6 +825,20 @@ def test_asked_to_stop_the_cells_write_checkpoints(grid, tmp_path):
     assert all(step < 100 for step in steps().values()) and len(steps()) == 2
 
 
+def test_a_result_that_cannot_be_kept_is_a_failure_and_the_others_go_on(grid, monkeypatch):
+    def keep(cell, text):
+        if "-a-" in cell.name:
+            raise OSError(28, "No space left on device", str(cell.result))
+        kept(cell, text)
+
+    kept = run.keep
+    monkeypatch.setattr(run, "keep", keep)
+    code, out = grid(*THREE)
+    assert code == "1 of 3 cells failed; the same command tries them again"
+    assert "failed: its result cannot be kept: [Errno 28] No space left" in out
+    assert len([*Path("results").iterdir()]) == 2
+
+
 def test_a_failed_cell_does_not_stop_the_others(grid):
     code, out = grid("--datasets", "rebuilt/broken/x-v0", *THREE[1:])
     assert code == "1 of 4 cells failed; the same command tries them again"
@@ -835,7 +860,8 @@ def test_the_commands_of_a_dry_run_are_what_runs(grid):
     log = Path("runs/grid/quick-rebuilt-a-medium-v0-100-tau-0.9-seeds-0-1/log.txt").read_text()
     assert log.splitlines()[0] == "$ " + lines[0].partition(" ")[2]
     code, out = grid(*THREE, "--dry-run", "--", "--tau", "0.9")
-    assert out.splitlines()[0] == "# done: results/quick-rebuilt-a-medium-v0-100-tau-0.9.json"
+    assert out.splitlines()[0].endswith(
+        "  # done: results/quick-rebuilt-a-medium-v0-100-tau-0.9.json")
 
 
 def test_options_make_other_cells_but_not_those_of_speed(grid):
@@ -937,6 +963,9 @@ def test_gpus_and_threads(monkeypatch):
     jobs, threads, gpus = run.cell_settings(args, [], 8)
     assert jobs == 2 and gpus == ["2", "3"] and threads >= 1
     assert run.cell_settings(args, ["--device", "cpu"], 1)[0::2] == (1, [])
+    assert run.cell_settings(args, ["--device", "cuda:1"], 8)[0::2] == (1, [])  # all on that one
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")  # as people hide them
+    assert run.visible_gpus() == []
     here = run.Here(3, 1, gpus, [])
     assert sorted(here.places.queue) == ["2", "2", "3"]  # three cells on two GPUs
     here.pool.shutdown()
