@@ -21,15 +21,15 @@ next episode. v0's timeouts, out of step with the ends of the episodes, were cor
 
 What D4RL does not say: which goals and starts `diverse` had (its option --multigoal changes the
 file's name only; random goals are what its wiki says), and where in its cell the rewarded point
-was (here it is drawn from the seed, as the task draws its goals). What is known of its v2 files is
-the number of rows with a terminal or a timeout, plus the unfinished rest (TensorFlow Datasets'
-catalogue): umaze 10,154, umaze-diverse 1,036, medium-play 10,768, medium-diverse 2,959, large-play
-13,517, large-diverse 7,189. Episodes of 701 transitions in umaze and 1001 elsewhere, which fit the
-sizes given there, are 1,426 and 999 timeouts. That leaves 8,727, 36, 9,768, 1,959, 12,517 and 6,189
-rewarded rows in a million; ours depend on the seed, as the ant lingers about its goals. In umaze,
-where every ant has the same goal cell, that would be 140,000 for most points. Only close to one
-corner of where the task draws its goals ours come near D4RL's number (10,066 in the million), so
-the point of umaze is set there, whatever the seed.
+was (here drawn from the seed, as the task draws its goals; but for umaze see below). What is known
+of its v2 files is the number of rows with a terminal or a timeout, plus the unfinished rest
+(TensorFlow Datasets' catalogue): umaze 10,154, umaze-diverse 1,036, medium-play 10,768,
+medium-diverse 2,959, large-play 13,517, large-diverse 7,189. Episodes of 701 transitions in umaze
+and 1001 elsewhere, which fit the sizes given there, are 1,426 and 999 timeouts. That leaves 8,727,
+36, 9,768, 1,959, 12,517 and 6,189 rewarded rows in a million; ours depend on the seed, as the ant
+lingers about its goals. In umaze, where every ant has the same goal cell, that would be 140,000 for
+most points. Only close to one corner of where the task draws its goals ours come near D4RL's number
+(10,066 in the million), so the point of umaze is set there, whatever the seed.
 
 PointMaze. The recipe of Minari's D4RL/pointmaze (Farama-Foundation/minari-dataset-generation-
 scripts, scripts/pointmaze): in PointMaze_*-v3 of Gymnasium-Robotics, which draws a new goal when
