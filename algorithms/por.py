@@ -26,7 +26,7 @@ Unlike it:
   pi would learn it: such rows stay out of (5), (6) and b unless the file has the true next state.
 
     python algorithms/por.py --env hopper-medium-v2 --num-seeds 5      # D4RL's file, fetched once
-    python algorithms/por.py --env rebuilt/antmaze/umaze-v0            # by benchmarks/collect.py
+    python algorithms/por.py --env rebuilt/antmaze/umaze-v0 --eval-episodes 20  # by collect.py
     python algorithms/por.py --env Pendulum-v1 --dataset-file my.hdf5  # yours, in D4RL's layout
 """
 

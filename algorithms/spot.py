@@ -21,7 +21,7 @@ Unlike the authors' code:
 - Online, lambda falls over `--online-steps`, not a million. Mazes: no small initial last layers.
 
     python algorithms/spot.py --env hopper-medium-v2 --num-seeds 5      # D4RL's file, fetched once
-    python algorithms/spot.py --env rebuilt/antmaze/umaze-v0 --online-steps 1000000
+    python algorithms/spot.py --env antmaze-umaze-v2 --eval-episodes 20 --online-steps 1000000
 """
 
 import math

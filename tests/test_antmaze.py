@@ -6,11 +6,13 @@ Some need D4RL's goal-reaching ant, ant_hierarch_pol.pkl in $D4RL_POLICIES (~/.d
 """
 
 import dataclasses
+import hashlib
 import sys
 import warnings
 from pathlib import Path
 
 import gymnasium as gym
+import h5py
 import mujoco
 import numpy as np
 import pytest
@@ -368,6 +370,56 @@ def test_there_is_a_way_from_everywhere(maze):
         for x in (4 * column - 5.9, 4 * column - 2.1):
             for y in (4 * row - 5.9, 4 * row - 2.1):
                 assert all(mazes.cell_of((x, y)) in after for after in paths.values())
+
+
+# ---------------------------------------------------------------------------------------------
+# D4RL's own files
+# ---------------------------------------------------------------------------------------------
+
+FILES = {"umaze": "u-maze_noisy_multistart_False_multigoal_False",
+         "umaze-diverse": "u-maze_noisy_multistart_True_multigoal_True",
+         "medium-play": "big-maze_noisy_multistart_True_multigoal_False",
+         "medium-diverse": "big-maze_noisy_multistart_True_multigoal_True",
+         "large-play": "hardest-maze_noisy_multistart_True_multigoal_False",
+         "large-diverse": "hardest-maze_noisy_multistart_True_multigoal_True"}
+
+
+@pytest.mark.parametrize("kind, name", FILES.items())
+def test_a_file_of_d4rls_form_is_a_dataset(por, isolated, monkeypatch, kind, name):
+    """The ant reaches the goal, stays for some rewarded rows and goes on; time ends episodes."""
+    rng, length = np.random.default_rng(0), 11
+    n = 3 * length + 4  # the last episode is not finished
+    s, at = rng.normal(size=(n, 29)).astype(np.float32), np.arange(n)
+    rewarded, timeouts = np.isin(at, [5, 6, 7, 30]), at % length == length - 1
+    file = Path(f"d4rl/Ant_maze_{name}_sparse_fixed.hdf5")
+    file.parent.mkdir()
+    with h5py.File(file, "w") as data:
+        data["observations"], data["actions"] = s, rng.uniform(-1, 1, (n, 8)).astype(np.float32)
+        data["rewards"], data["terminals"] = rewarded.astype(np.float32), rewarded
+        data["timeouts"], data["infos/goal"] = timeouts, np.zeros((n, 2))
+        data["infos/qpos"], data["infos/qvel"] = s[:, :15], s[:, 15:]
+    dataset = f"antmaze-{kind}-v2"
+    path, sha256 = por.D4RL_FILES[dataset]
+    assert path == f"ant_maze_v2/{file.name}" and len(sha256) == 24
+    monkeypatch.setitem(por.D4RL_FILES, dataset, (
+        path, hashlib.sha256(file.read_bytes()).hexdigest()[:24]))
+    args = por.fill_settings(por.Args(env=dataset))
+    rows, task = por.load_dataset(args)
+    maze = kind.partition("-")[0]
+    assert (task["source"], task["env_id"]) == ("D4RL file", f"AntMaze-{maze}-v2")
+    assert (task["ref_min"], task["ref_max"], task["horizon"]) == (
+        0, 1, 700 if maze == "umaze" else 1000)
+    np.testing.assert_array_equal(rows["ends"], rewarded | timeouts)
+    np.testing.assert_array_equal(rows["known"], ~(rewarded | timeouts) & (at < n - 1))
+    np.testing.assert_array_equal(rows["next_observations"][:-1], s[1:])
+    np.testing.assert_array_equal(rows["terminals"], rewarded)
+    rewards = rows["rewards"].copy()
+    np.testing.assert_array_equal(por.prepare(args, rows, task)["rewards"], rewards - 1)
+    assert (args.guide, args.tau, args.alpha, args.layer_norm) == ("weighted", 0.9, 10, False)
+    assert args.policy_lr == (1e-3 if maze == "umaze" else 1e-4)  # run_antmaze_por.sh
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(SystemExit, match="SHA-256"):
+        por.load_dataset(args)
 
 
 # ---------------------------------------------------------------------------------------------
