@@ -1,7 +1,7 @@
-"""The GPU half of the measurements, unattended: check, speed, train.
+"""The GPU half of the measurements, unattended: check, speed, peers, train.
 
 For a machine with a GPU, this repository and the packages of requirements.txt (PyTorch 2.11 or
-newer, Python 3.11 or newer), and nothing else: no network, no dataset. Three parts, in this order:
+newer, Python 3.11 or newer), and nothing else: no network, no dataset. The parts, in this order:
 
 - check: the same updates on the CPU and on the GPU, from the same weights and batches in fp32, give
   the same losses; captured, compiled and eager ones on the GPU do over 1,000 updates; then the
@@ -9,20 +9,29 @@ newer, Python 3.11 or newer), and nothing else: no network, no dataset. Three pa
   blocks of updates, the largest of all seeds. It has half of the time if another part follows.
 - speed: benchmarks/speed.py's table, the rows of the aims first: a million updates of one seed in
   120 s (IQL, TD3+BC) and 180 s (POR), ten seeds in at most twice the time of one.
+- peers, only if asked for: benchmarks/peers.py with the checkouts of other people's code that lie
+  in --checkouts: at least the speed of those in JAX for one seed, five times their seed-updates
+  with ten.
 - train: builds the datasets from the policies in benchmarks/behavior/ (collect.py) and trains
   through run.py what benchmarks/results/ lacks, dataset by dataset, all algorithms at once. While
-  one of them evaluates, which needs the CPU, the others have the GPU.
+  one of them evaluates, which needs the CPU, the others have the GPU. With one of --scripts, alone
+  on the card: nine sets of five seeds in 30 minutes, extrapolated from the sets that were trained.
 
     python benchmarks/gpu.py --parts check speed --budget-seconds 540 --out out   # again: goes on
     python benchmarks/gpu.py --parts train --budget-seconds 540 --out out         # too
+    python benchmarks/gpu.py --parts train --scripts iql --datasets hopper-medium \\
+        halfcheetah-medium walker2d-medium --budget-seconds 540 --out out
+    python benchmarks/gpu.py --parts peers --checkouts others --budget-seconds 540 --out out
 
 Nothing begins that the budget has no room for; what still runs at its end is ended, a training
 after its checkpoint. The same command again does what is missing: what agreed and what was timed
-stays, as long as machine, sources and settings are the same. Whatever is there then lies in one
-archive, OUT/gpu.tar.gz: check.json, the numbers for results/speed/, the finished results for
-results/, and the logs. Unpack it, put the results into their places, and write the page by `python
-benchmarks/speed.py --rewrite --out benchmarks/SPEED.md`. The exit code is 1 if a check failed. On a
-CPU (--device cpu) everything runs, with small settings within seconds, but no capture.
+stays, as long as machine, sources and settings are the same (peers.py begins anew). Whatever is
+there then lies in one archive, OUT/gpu.tar.gz: check.json, the numbers for results/speed/, the
+finished results for results/, and the logs. Unpack it, put the results into their places, and write
+the page by `python benchmarks/speed.py --rewrite --out benchmarks/SPEED.md`, and `python
+benchmarks/peers.py --rewrite --machine gpu --out benchmarks/SPEED.md`, which names the two lines
+that it needs there. The exit code is 1 if a check failed. On a CPU (--device cpu) everything runs,
+with small settings within seconds, but no capture.
 """
 
 import contextlib
@@ -52,6 +61,7 @@ import torch  # noqa: E402
 import tyro  # noqa: E402
 
 import collect  # noqa: E402
+import peers  # noqa: E402
 import recipes  # noqa: E402
 import run  # noqa: E402
 import speed  # noqa: E402
@@ -66,6 +76,10 @@ TIMED = [(tuple(AIMS), (1, 10), "capture", "auto"), (tuple(AIMS), (1,), "compile
          (tuple(AIMS), (1,), "eager", "auto"), (tuple(AIMS), (5, 20), "capture", "auto"),
          (tuple(AIMS), (1, 10), "capture", "bf16"), (("bc", "spot"), (1, 10), "capture", "auto"),
          (tuple(AIMS), (10,), "eager", "auto")]
+# Option of peers.py and the checkout's name in --checkouts, where jax/bin/python has JAX
+CHECKOUTS = {"corl": "CORL", "td3-bc": "TD3_BC", "spot": "SPOT", "por": "POR",
+             "jax-corl": "JAX-CORL", "unifloral": "unifloral"}
+NINE = 30  # minutes for a million updates of five seeds on nine sets, an aim
 # Another order of sums differs by 1e-7, and updates let that grow. On a CPU compiled losses (of IQL
 # and TD3+BC) were off the eager ones by 2e-7 in the first 100 of 1,000 updates, 1e-4 in the last.
 NEAR, FAR = 1e-3, 2e-2  # largest difference in the first tenth of the updates, and in all of them
@@ -77,7 +91,7 @@ ENDED = {"error": "the budget ended"}
 class Args:
     out: Path
     """folder for gpu.tar.gz"""
-    parts: tuple[Literal["check", "speed", "train"], ...] = ("check", "speed", "train")
+    parts: tuple[Literal["check", "speed", "peers", "train"], ...] = ("check", "speed", "train")
     """what to do, in this order"""
     budget_seconds: float = 540
     """for all parts together, from the start of the command"""
@@ -85,6 +99,8 @@ class Args:
     """folder for numbers, logs and the run folders; the same one again: goes on"""
     results: Path = ROOT / "benchmarks" / "results"
     """folder of the finished trainings; what it has is not trained again"""
+    checkouts: Path | None = None
+    """peers: folder with some of CORL, TD3_BC, SPOT, POR, JAX-CORL, unifloral, jax/bin/python"""
     device: str = "cuda"
     """cuda, cuda:1, ..., or cpu for a rehearsal"""
     execution: tuple[str, ...] = ("eager", "compile", "capture")
@@ -350,7 +366,76 @@ def verdicts(rows: list[dict]) -> list[str]:
     return lines
 
 
+# ---- Peers
+
+def beside_peers(args: Args, clock: Clock) -> None:
+    """peers.py's tables and numbers, and what they say about the aims."""
+    mark, numbers = peers.places("gpu")
+    page, log = args.work / "peers.md", args.work / "peers.log"
+    page.write_text(f"<!-- {mark}:begin -->\n<!-- {mark}:end -->\n")
+    ways = [way for way in args.execution if way != "eager"] or ["eager"]
+    words = [sys.executable, ROOT / "benchmarks" / "peers.py", "--device", args.device, "--tasks",
+             args.task, "--rows", args.rows, "--num-seeds", 1, 10, "--execution", *ways,
+             "--machine", "gpu", "--out", page, *["--scripts", *args.scripts] * bool(args.scripts)]
+    for option, name in CHECKOUTS.items():
+        if (args.checkouts / name).is_dir():
+            words += [f"--{option}", args.checkouts / name]
+    if (python := args.checkouts / "jax" / "bin" / "python").exists():
+        words += ["--jax-python", python]
+    code = call(words, clock, log)
+    if code is None:
+        say("the budget ended before peers.py did, which writes at its end: name fewer --scripts")
+    elif code:
+        say(f"peers.py failed: {log.read_text().splitlines()[-1][:300]}")
+    else:
+        say(page.read_text())
+        say("\n".join(jax_verdicts(json.loads((page.parent / numbers).read_text())["timings"])))
+
+
+def jax_verdicts(timings: list[dict]) -> list[str]:
+    """The aims beside the fastest code in JAX."""
+    lines = []
+    for script in dict.fromkeys(t["script"] for t in timings if "jax" in t):
+        members = [t for t in timings if t["script"] == script]
+        its = min(peers.milliseconds(t) for t in members if "jax" in t)
+        one, ten = (min(peers.milliseconds(t) for t in members
+                        if (t["code"], t["seeds"]) == ("ours", seeds)) for seeds in (1, 10))
+        lines += [f"{script}: an update of one seed takes {one:.3f} ms, in JAX {its:.3f}, aim at "
+                  f"most that: {'met' if one <= its else 'missed'}",
+                  f"{script}: ten seeds have {its / ten:.1f} times the seed-updates of JAX, aim 5: "
+                  + ("met" if its >= 5 * ten else "missed")]
+    return lines
+
+
 # ---- Train
+
+def nine(args: Args, results: list[Path]) -> list[str]:
+    """What nine sets would take each algorithm, from those that were trained on this kind of
+    device with these numbers of updates and seeds."""
+    kind, took, lines = args.device.partition(":")[0], {}, []
+    for result in (json.loads(path.read_text()) for path in results):
+        own, parts = result["args"], result["parts"]
+        alike = (own["num_updates"], own["num_seeds"]) == (args.num_updates, args.num_seeds)
+        if alike and all(part["device"].startswith(kind) for part in parts):
+            took.setdefault(result["script"], []).append([
+                sum(part[f"{name}_seconds"] for part in parts)
+                for name in ("training", "evaluation")])
+    for script, times in took.items():
+        training, waiting = map(sum, zip(*times))
+        seconds = (training + waiting) / len(times)
+        line = (f"{script}: {args.num_updates:,} updates of {args.num_seeds} seeds take "
+                f"{seconds:.0f} s a set, {100 * waiting / (training + waiting):.0f}% of it waiting "
+                f"for evaluations; nine sets {9 * seconds / 60:.0f} min, extrapolated from "
+                f"{len(times)}")
+        if (args.num_updates, args.num_seeds) != (1_000_000, 5):
+            line += ", not the aim's training"
+        elif len(args.scripts) != 1:
+            line += "; others had the card, too, so this is no verdict"
+        else:
+            line += f", aim {NINE} min: {'met' if 9 * seconds <= 60 * NINE else 'missed'}"
+        lines.append(line)
+    return lines
+
 
 def train(args: Args, own: list[str], clock: Clock) -> list[Path]:
     """Part three; returns the results that are there of the wanted trainings."""
@@ -372,6 +457,7 @@ def train(args: Args, own: list[str], clock: Clock) -> list[Path]:
         elif missing:
             say(f"no time left for {name}: {', '.join(cell.name for cell in missing)}")
         results += [cell.result for cell in cells if run.is_done(cell)]
+    say("\n".join(nine(args, results)))
     return results
 
 
@@ -415,7 +501,7 @@ def pack(args: Args, results: list[Path]) -> Path:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / "gpu.tar.gz"
     part = path.with_name(path.name + ".tmp")
-    files = [*args.work.glob("*.json"), *args.work.glob("*.log"),
+    files = [*args.work.glob("*.json"), *args.work.glob("*.log"), *args.work.glob("*.md"),
              *args.work.glob("grid/*/log.txt"), *args.work.glob("results/speed/*.json")]
     with tarfile.open(part, "w:gz") as archive:
         for file in files:
@@ -438,6 +524,11 @@ def refuse(args: Args) -> None:
     if bad := [name for name in args.scripts if name not in known]:
         raise SystemExit(f"--scripts {bad[0]}: no such script; there are "
                          f"{', '.join(sorted(known))}")
+    if "peers" in args.parts and not (args.checkouts and args.checkouts.is_dir()):
+        raise SystemExit("--parts peers needs --checkouts, a folder with some of "
+                         f"{', '.join(CHECKOUTS.values())} in it")
+    if "peers" in args.parts and args.device not in ("cpu", "cuda"):
+        raise SystemExit(f"--parts peers: --device cuda, not {args.device}")
     if args.task not in speed.TASKS:
         raise SystemExit(f"--task {args.task}: choose one of {', '.join(speed.TASKS)}")
     for name in args.datasets:
@@ -469,6 +560,8 @@ def main(words: list[str] | None = None) -> None:
             agreed = check(args, Clock(clock.left() / 2) if others else clock)
         if "speed" in args.parts:
             measure(args, clock)
+        if "peers" in args.parts:
+            beside_peers(args, clock)
         if "train" in args.parts:
             results = train(args, own, clock)
     finally:  # whatever happened, bring home what there is

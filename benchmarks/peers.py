@@ -128,6 +128,8 @@ class Args:
     out: Path | None = None
     """Markdown file with the two markers, between which the tables go; the numbers go into
     results/speed/peers.json beside it"""
+    rewrite: bool = False
+    """measure nothing: write the tables from the numbers that lie beside --out"""
     machine: str = ""
     """name of another machine than the first: its tables stand between markers of their own,
     `speed-NAME`, its numbers in peers-NAME.json"""
@@ -728,12 +730,23 @@ def check(args: Args) -> None:
         speed.replaced(args.out, "", places(args.machine)[0])
 
 
+def rewrite(page: Path | None, machine: str) -> None:
+    """Write the tables of that machine's numbers into the page beside which they lie."""
+    mark, numbers = places(machine)
+    if not (page and (page.parent / numbers).exists()):
+        raise SystemExit(f"--rewrite needs --out, a page with {numbers} beside it")
+    stored = json.loads((page.parent / numbers).read_text())
+    speed.write(page, speed.replaced(page, tables(stored), mark))
+
+
 def main(words: list[str] | None = None) -> None:
     words = sys.argv[1:] if words is None else words
     if words[:1] == ["--child"]:
         return child(json.loads(words[1]))
     args = tyro.cli(Args, args=words, description=__doc__)
     check(args)
+    if args.rewrite:
+        return rewrite(args.out, args.machine)
     groups = plan(args)
     if not groups:
         raise SystemExit("nothing to compare with: name checkouts of peers of "

@@ -24,6 +24,7 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import gpu  # noqa: E402
 import speed  # noqa: E402
+from test_peers import AGENT, BUFFER  # noqa: E402
 
 NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 TINY = ["--hidden", "8", "--batch-size", "4"]
@@ -310,9 +311,59 @@ def test_verdicts_take_the_fastest_execution():
                      "por: a million updates of one seed in 200 s, aim 180 s: missed"]
 
 
+def test_verdicts_beside_jax_take_the_fastest():
+    row = lambda code, ms, seeds=1, script="iql", **more: {
+        "code": code, "script": script, "seeds": seeds, "updates": 10,
+        "seconds": [ms * seeds / 100] * 3, **more}
+    lines = gpu.jax_verdicts([
+        row("ours", 2.0), row("ours", 1.5), row("ours", 0.4, 10), row("theirs", 2.0, jax="JAX 1"),
+        row("others", 1.6, jax="JAX 1"), row("torch", 0.1), row("ours", 1.0, script="por"),
+        row("torch", 2.0, script="por")])
+    assert lines == ["iql: an update of one seed takes 1.500 ms, in JAX 1.600, aim at most that: "
+                     "met", "iql: ten seeds have 4.0 times the seed-updates of JAX, aim 5: missed"]
+
+
+@pytest.mark.parametrize("scripts, seconds, end", [
+    (("iql",), 170, "nine sets 30 min, extrapolated from 2, aim 30 min: met"),
+    (("iql",), 190, "nine sets 33 min, extrapolated from 2, aim 30 min: missed"),
+    ((), 170, "extrapolated from 2; others had the card, too, so this is no verdict")])
+def test_nine_sets_are_extrapolated_from_what_was_trained(tmp_path, scripts, seconds, end):
+    results = []
+    for name, updates, device in (("a", 1_000_000, "cuda:0 (H)"), ("b", 1_000_000, "cuda (H)"),
+                                  ("short", 1_000, "cuda (H)"), ("cpu", 1_000_000, "cpu (x)")):
+        results.append(tmp_path / name)
+        results[-1].write_text(json.dumps({
+            "script": "iql", "args": {"num_updates": updates, "num_seeds": 5},
+            "parts": [{"device": device, "training_seconds": seconds, "evaluation_seconds": 10},
+                      {"device": device, "training_seconds": 15, "evaluation_seconds": 5}]}))
+    line, = gpu.nine(gpu.Args(out=tmp_path, scripts=scripts), results)
+    assert line.startswith(f"iql: 1,000,000 updates of 5 seeds take {seconds + 30} s a set, ")
+    assert line.endswith(end)
+
+
+def test_peers_are_measured_and_their_numbers_come_home(tmp_path, monkeypatch):
+    (folder := tmp_path / "others/TD3_BC").mkdir(parents=True)
+    (folder / "TD3_BC.py").write_text(AGENT)
+    (folder / "utils.py").write_text(BUFFER)
+    done = command(tmp_path, "--parts", "peers", "--checkouts", tmp_path / "others", "--scripts",
+                   "td3_bc", "--task", "hopper", "--budget-seconds", "3000")
+    assert done.returncode == 0 and "sfujim/TD3_BC: TD3_BC.py" in done.stdout, done.stderr
+    with tarfile.open(tmp_path / "out/gpu.tar.gz") as archive:
+        archive.extractall(tmp_path / "home", filter="data")
+    page = tmp_path / "home/SPEED.md"
+    page.write_text("<!-- speed-gpu:begin -->\n<!-- speed-gpu:end -->\n")
+    gpu.peers.main(["--rewrite", "--machine", "gpu", "--out", str(page)])
+    assert page.read_text() == (tmp_path / "home/peers.md").read_text()
+    assert "sfujim/TD3_BC: TD3_BC.py" in page.read_text()
+    (page.parent / "results/speed/peers-gpu.json").unlink()
+    with pytest.raises(SystemExit, match="with results/speed/peers-gpu.json beside it"):
+        gpu.peers.main(["--rewrite", "--machine", "gpu", "--out", str(page)])
+
+
 @pytest.mark.parametrize("words, complaint", [
     (["--device", "cuda"], "sees no GPU here"), (["--updates", "0"], "--updates must be at least"),
     (["--scripts", "dt"], "--scripts dt: no such script"), (["--task", "chess"], "choose one of"),
+    (["--parts", "peers"], "--parts peers needs --checkouts"),
     (["--datasets", "chess-medium"], "unknown dataset 'chess-medium'"),
     (["--datasets", "rebuilt/hopper/medium-100k-v0"], "name the recipe, hopper-medium; its size is "
                                                       "--steps")])
