@@ -15,7 +15,8 @@ newer, Python 3.11 or newer), and nothing else: no network, no dataset. The part
 - train: builds the datasets from the policies in benchmarks/behavior/ (collect.py) and trains
   through run.py what benchmarks/results/ lacks, dataset by dataset, all algorithms at once. While
   one of them evaluates, which needs the CPU, the others have the GPU. With one of --scripts, alone
-  on the card, and first: nine sets of five seeds in 30 minutes, extrapolated from the sets that were trained.
+  on the card and before the others: nine sets of five seeds in 30 minutes, extrapolated from the
+  sets that were trained.
 
     python benchmarks/gpu.py --parts check speed --budget-seconds 540 --out out   # again: goes on
     python benchmarks/gpu.py --parts train --scripts iql --datasets hopper-medium \\
