@@ -154,7 +154,9 @@ def claimed(targets: dict, better: Row, worse: Row) -> str | None:
     margin = max(1, (high["std"] or 0) + (low["std"] or 0))
     if high["score"] - low["score"] <= margin:
         return None
-    return f"{tables.published(high)} and {tables.published(low)} on {name}"
+    again = " and ".join(tables.published(targets.get((r.paper_name, name, "offline", "rerun")))
+                         for r in (better, worse))
+    return f"{tables.published(high)} and {tables.published(low)} ({again}) on {name}"
 
 
 def orderings(rows: list[Row], targets: dict) -> str:
@@ -176,8 +178,8 @@ def orderings(rows: list[Row], targets: dict) -> str:
             found = support([(a.final, b.final) for a, b in pairs])
             lines.append([f"{high} > {low}", f"{suite}, {len(pairs)} tasks", "as above",
                           *support_cells(found, *pairs[0])])
-    header = ["ordering", "rebuilt data", "the papers, on other data (D4RL's)", "seeds",
-              "updates", "our difference", "P(better), 95% interval", "p", "verdict"]
+    header = ["ordering", "rebuilt data", "the papers (best re-runs), on other data (D4RL's)",
+              "seeds", "updates", "our difference", "P(better), 95% interval", "p", "verdict"]
     return tables.markdown(header, lines) if lines else (
         "No two results on the same rebuilt data whose order a paper claims.")
 

@@ -26,6 +26,8 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import check  # noqa: E402
+import peers  # noqa: E402
+import por_mix  # noqa: E402
 import run  # noqa: E402
 import tables  # noqa: E402
 
@@ -538,6 +540,44 @@ def test_the_real_readme_shows_the_real_results(monkeypatch):
     assert tables.differences(tables.Args()) == []
 
 
+def numbers_in(text: str, heading: str, row: str) -> list[str]:
+    """Decimal numbers of the table's line under that heading that begins with `row`, sorted."""
+    line = re.search(rf"^\| {re.escape(row)} \|(.*)$", text[text.index(heading):], re.M)[1]
+    return sorted(re.findall(r"-?\d+\.\d+", line))
+
+
+def test_the_tables_that_people_wrote_into_readme_hold_the_files_numbers():
+    text, stored = (ROOT / "README.md").read_text(), {}
+    for name in ("speed/peers", "demos/por_mix", "demos/por_four_room"):
+        stored[name] = json.loads((BENCHMARKS / "results" / f"{name}.json").read_text())
+    for script, name in peers.NAMES.items():
+        found = [peers.milliseconds(timing) for timing in stored["speed/peers"]["timings"]
+                 if (timing["script"], timing.get("asked", "fp32")) == (script, "fp32")]
+        assert len(found) >= 3 and numbers_in(text, "### Speed on a CPU", name) == sorted(
+            f"{ms:.2f}" for ms in found)
+    final = stored["demos/por_mix"]["final"]
+    mean = lambda x: (np.mean(x), por_mix.half_interval(np.array(x)))
+    for variant, words in (("main", "main"), ("more", "more"), ("mix_o", "mix, pi of D_o"),
+                           ("mix_e", "mix, pi of D_e (as printed)"), ("extra", "D_e alone (ours)")):
+        scores = final["variants"][variant]["scores"]
+        assert numbers_in(text, "### More data", words) == sorted(
+            f"{x:.1f}" for x in (*scores, *mean(scores)))
+    gains = {name: f"{gain['mean']:.1f} ± {gain['half']:.1f}" for name, gain in
+             final["gains"].items()}
+    told = " ".join(text.split())
+    for mix in ("mix_o", "mix_e"):
+        assert f"{gains[f'{mix} - main']} over main and {gains[f'{mix} - more']} over more" in told
+    tasks = stored["demos/por_four_room"]["tasks"]
+    for row, world in (("B, a river on A's way", "four-room-river"),
+                       ("C, a key to fetch first", "four-room-key")):
+        found = []
+        for way in ("g and pi of A", "g anew, pi of A", "g and pi anew"):
+            success = tasks[world][way]["success"]
+            found += [f"{success['mean']:.2f}"]
+            found += [f"{success['half_interval']:.2f}"] * (way != "g and pi of A")
+        assert numbers_in(text, "### Stitching", row) == sorted(found)
+
+
 def test_the_real_claims_hold(monkeypatch):
     monkeypatch.undo()
     rows = {r.file.stem: r for r in tables.read_results(BENCHMARKS / "results")[0]
@@ -633,6 +673,7 @@ def test_orderings_that_papers_claim(folder):
     found = {(cells[0], cells[1]): cells for cells in lines[2:]}
     cells = found["POR, guide weighted > BC", "rebuilt/hopper/medium-v0"]
     assert "98.2" in cells[2] and "52.9" in cells[2] and "hopper-medium-v2" in cells[2]
+    assert re.search(r"\(78\.6.* and 53\.5", cells[2]), cells[2]  # the best re-runs
     assert cells[5:] == ["+11.3", "1.00 (1.00 to 1.00)", "0.050", "supported"]
     together = found["POR, guide weighted > BC", "rebuilt medium-v0, 3 tasks"]
     assert together[-2:] == ["<0.001", "supported"]  # 1 / 8000
