@@ -341,13 +341,19 @@ def test_nine_sets_are_extrapolated_from_what_was_trained(tmp_path, scripts, sec
     assert line.endswith(end)
 
 
-def test_peers_are_measured_and_their_numbers_come_home(tmp_path, monkeypatch):
+def test_peers_are_measured_and_their_numbers_come_home(tmp_path, monkeypatch, capsys):
     (folder := tmp_path / "others/TD3_BC").mkdir(parents=True)
     (folder / "TD3_BC.py").write_text(AGENT)
     (folder / "utils.py").write_text(BUFFER)
-    done = command(tmp_path, "--parts", "peers", "--checkouts", tmp_path / "others", "--scripts",
-                   "td3_bc", "--task", "hopper", "--budget-seconds", "3000")
-    assert done.returncode == 0 and "sfujim/TD3_BC: TD3_BC.py" in done.stdout, done.stderr
+    call = gpu.call
+    monkeypatch.setattr(gpu, "call", lambda words, *more: call(
+        [*words, "--blocks", "2", "--seconds", "0.05", "--threads", "1"], *more))
+    monkeypatch.setattr(gpu.socket, "setdefaulttimeout", lambda seconds: None)
+    gpu.main([*map(str, ["--parts", "peers", "--checkouts", tmp_path / "others", "--scripts",
+                         "td3_bc", "--task", "hopper", "--rows", "2000", "--budget-seconds", "3000",
+                         "--device", "cpu", "--execution", "eager", "--out", tmp_path / "out",
+                         "--work", tmp_path / "work"])])
+    assert "sfujim/TD3_BC: TD3_BC.py" in capsys.readouterr().out
     with tarfile.open(tmp_path / "out/gpu.tar.gz") as archive:
         archive.extractall(tmp_path / "home", filter="data")
     page = tmp_path / "home/SPEED.md"
