@@ -421,8 +421,17 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def score_table(rows: list[Row], targets: dict, beside: bool) -> str:
-    """One row per run; `beside`: with the columns of published numbers."""
+def data_names(rows: list[Row]) -> dict[tuple[str, str], str]:
+    """(dataset, fingerprint) -> its name in a table; of a dataset that was built several times with
+    different content also the fingerprint's beginning."""
+    built = {(row.dataset, row.fingerprint) for row in rows}
+    several = Counter(dataset for dataset, _ in built)
+    return {(name, print_): f"`{name}`" + f" {print_[:8]}" * (several[name] > 1)
+            for name, print_ in built}
+
+
+def score_table(rows: list[Row], targets: dict, beside: bool, names: dict) -> str:
+    """One row per run; `beside`: with the columns of published numbers; `names`: data_names()."""
     header = ["algorithm", "data", "scored on", "seeds", "updates", "last checkpoint",
               "mean of last ten", *["paper", "best re-run"] * beside, "behaviour policy",
               "device, precision", "commit"]
@@ -431,14 +440,17 @@ def score_table(rows: list[Row], targets: dict, beside: bool) -> str:
         unit = "" if row.scored else " (return)"
         numbers = [published(target(targets, row, use)) for use in ("paper", "rerun")]
         lines.append([
-            row.label, f"`{row.dataset}`", row.env_id, seed_names(row.seeds), f"{row.updates:,}",
+            row.label, names[row.dataset, row.fingerprint], row.env_id, seed_names(row.seeds),
+            f"{row.updates:,}",
             f"[**{spread(row.final)}**](benchmarks/results/{row.file.name}){unit}",
-            spread(row.last_ten), *numbers * beside, f"{row.data_score:.1f}",
+            spread(row.last_ten), *numbers * beside,
+            # in a maze episodes end, or are cut, at the reward: their return is no policy's level
+            "-" if "maze" in row.dataset else f"{row.data_score:.1f}",
             f"{row.device}, {row.precision}", short_commits(row.commits)])
     return markdown(header, lines)
 
 
-def ant_table(rows: list[Row], targets: dict) -> str:
+def ant_table(rows: list[Row], targets: dict, names: dict) -> str:
     """The longest trainings on each rebuilt AntMaze set beside what is published for D4RL's file of
     that name, which are other data; empty if there are none."""
     theirs = {dataset for _, dataset, *_ in targets}
@@ -453,8 +465,8 @@ def ant_table(rows: list[Row], targets: dict) -> str:
         for row in [r for r in members if r.updates == max(o.updates for o in members)]:
             numbers = [published(targets.get((row.paper_name, named, row.paper_stage, use)))
                        for use in ("paper", "rerun")]
-            lines.append([row.label, f"`{row.dataset}`", f"{row.updates:,}", row.precision,
-                          spread(row.final), f"`{named}`", *numbers])
+            lines.append([row.label, names[row.dataset, row.fingerprint], f"{row.updates:,}",
+                          row.precision, spread(row.final), f"`{named}`", *numbers])
     header = ["algorithm", "our data", "updates", "precision", "ours", "theirs", "paper",
               "best re-run"]
     return markdown(header, lines) if lines else ""
@@ -501,19 +513,20 @@ def block(rows: list[Row], notes: list[str], targets: dict) -> str:
     """All that stands between README's markers."""
     parts = ["<!-- Written by benchmarks/tables.py from benchmarks/results/. Edit neither by hand: "
              "the tests compare them. -->"]
+    names = data_names(rows)
     for part in sections(rows):
         title, group = title_of(part), part[0].group
         episodes = sorted({r.episodes for r in part})
         parts += [f"### {title}", GROUPS[group] + " Last checkpoint: "
                   f"{' or '.join(map(str, episodes))} episodes per seed; ±: over seeds; the link "
                   "leads to the run's file."]
-        parts.append(score_table(part, targets, group == "D4RL's own data"))
+        parts.append(score_table(part, targets, group == "D4RL's own data", names))
         if table := aggregate_table(part):
             parts += ["Over tasks: interquartile mean (IQM) of all runs and its 95% interval, "
                       "bootstrapped over the runs of each task.", table]
         parts += [f"![{title}: {what}](benchmarks/results/{slug(part)}-{name}.png)"
                   for name, what in (("bars", "scores"), ("curves", "learning curves"))]
-    if ants := ant_table(rows, targets):
+    if ants := ant_table(rows, targets, names):
         parts += ["### AntMaze, rebuilt with D4RL's policy, beside the papers", "Two kinds of "
                   "data: ours were rebuilt by D4RL's recipe with D4RL's own behaviour policy, "
                   "*paper* and *best re-run* are for D4RL's v2 files and a run of 1,000,000 "

@@ -425,6 +425,22 @@ def test_rebuilt_antmaze_is_shown_beside_the_papers_v2_numbers_as_other_data(fol
     assert "re-run" not in text.partition("### AntMaze, rebuilt")[0]
 
 
+def test_builds_of_a_dataset_are_told_apart_and_mazes_have_no_behaviour_level(folder):
+    for name, env, mark in (("a", "hopper/medium-v0", "aa"), ("b", "hopper/medium-v0", "bb"),
+                            ("c", "walker2d/medium-v0", "cc"), ("d", "antmaze/umaze-v0", "dd")):
+        result = result_of("bc", f"rebuilt/{env}")
+        result["task"]["fingerprint"] = 32 * mark
+        put(folder, name, result)
+    rows, notes = tables.read_results(folder / "results")
+    text = tables.block(rows, notes, tables.read_paper_scores())
+    cells = {line.split("(benchmarks/results/")[1][0]: line.split(" | ")
+             for line in text.splitlines() if "(benchmarks/results/" in line and line[0] == "|"}
+    assert {name: (line[1], line[7]) for name, line in cells.items()} == {
+        "a": ("`rebuilt/hopper/medium-v0` aaaaaaaa", "45.0"),
+        "b": ("`rebuilt/hopper/medium-v0` bbbbbbbb", "45.0"),
+        "c": ("`rebuilt/walker2d/medium-v0`", "45.0"), "d": ("`rebuilt/antmaze/umaze-v0`", "-")}
+
+
 def test_a_file_of_that_name_is_not_d4rls(folder):
     """`--env hopper-medium-v2 --dataset-file my.hdf5` is scored as D4RL's, but is other data."""
     put(folder, "own", result_of("iql", "hopper-medium-v2", source="file my.hdf5"))
