@@ -101,7 +101,6 @@ LANES = {"crossing": ([(0, 0), (11, 0), (11, 7)], TO_GOAL),  # shares 2 x 2 cell
 class ActionStitching(nn.Module):
     """Eq. 5 for the action instead of the next state, with the value function of a trained POR:
     max E exp(alpha (r + gamma V'(s') - V(s))) log p(a|s)."""
-
     def __init__(self, agent, generators):
         super().__init__()
         self.args, args = agent.args, agent.args
@@ -188,7 +187,6 @@ from tqdm import tqdm
 class World(gym.Env):
     """A map of cells 1 wide. Observations are x and y from its middle and, in rooms, whether the
     key is held; actions are moves in cells. Arrays of states are (n, 3), whatever the world."""
-
     def __init__(self, name: str):
         text, self.whole_cells, self.horizon = WORLDS[name]
         self.map = np.array([[*row] for row in text.split()][::-1])  # [y, x], y upwards
@@ -304,7 +302,6 @@ def record(rows: list, world: World, states, actions) -> tuple:
 class MLP(nn.Module):
     """`heads` ReLU networks for each of N seeds, initialised as nn.Linear is, each seed from its
     own generator; LayerNorm comes before the ReLU. (N, B, in) -> (N, heads, B, out)."""
-
     def __init__(self, generators, dims: list[int], heads: int = 1, layer_norm: bool = False):
         super().__init__()
         self.heads, shapes, count = heads, list(zip(dims, dims[1:])), heads * len(generators)
@@ -327,7 +324,6 @@ class MLP(nn.Module):
 
 class GaussianPolicy(nn.Module):
     """Diagonal Gaussian p(y|x): unsquashed mean, one learned deviation per dimension and seed."""
-
     def __init__(self, generators, dims: list[int]):
         super().__init__()
         self.net = MLP(generators, dims)
@@ -344,7 +340,6 @@ class GaussianPolicy(nn.Module):
 
 class POR(nn.Module):
     """Networks, optimisers and updates of N seeds; everything in a batch is (N, B, ...)."""
-
     def __init__(self, args: Args, task: dict, generators, device):
         super().__init__()
         obs_dim, act_dim = task["obs_dim"], task["act_dim"]
@@ -412,7 +407,6 @@ class POR(nn.Module):
 
 class Adam:
     """torch.optim's Adam (Kingma, Ba, 2015); compiled, exp is taken once, ** for every weight."""
-
     def __init__(self, weights, lr: float):
         self.weights = list(weights)
         self.means, self.squares = ([torch.zeros_like(w) for w in self.weights] for _ in range(2))
@@ -446,7 +440,6 @@ def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
 
 class Lab:
     """Trains and tests agents of all seeds at once; keeps what the pictures show."""
-
     def __init__(self, args: Args):
         self.args, self.seeds = args, range(args.seed, args.seed + args.num_seeds)
         self.settings, self.paths, self.shown = {}, {}, {}

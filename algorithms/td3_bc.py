@@ -36,7 +36,6 @@ Their table is of D4RL's v0 data: hopper-medium 99.5 there, 59.3 on v2 (the IQL 
 import math
 from dataclasses import dataclass
 from typing import Literal
-
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -93,7 +92,6 @@ def prepare(args: Args, rows: dict, task: dict) -> dict:
 class ReLUNet(nn.Module):
     """`heads` ReLU networks for each of N seeds, initialised as nn.Linear is, each seed from its
     own generator. (N, B, in) -> (N, heads, B, out)."""
-
     def __init__(self, generators, dims: list[int], heads: int = 1):
         super().__init__()
         self.heads, shapes = heads, list(zip(dims, dims[1:]))
@@ -111,7 +109,6 @@ class ReLUNet(nn.Module):
 
 class Actor(nn.Module):
     """Deterministic pi(s) of standardised observations, its tanh scaled to the action bounds."""
-
     def __init__(self, generators, dims: list[int], task: dict):
         super().__init__()
         self.net = ReLUNet(generators, dims)
@@ -133,7 +130,6 @@ class Actor(nn.Module):
 
 class TD3BC(nn.Module):
     """Networks, optimisers and updates of N seeds; everything in a batch is (N, B, ...)."""
-
     def __init__(self, args: Args, task: dict, generators, device):
         super().__init__()
         obs_dim, act_dim, hidden = task["obs_dim"], task["act_dim"], [args.hidden, args.hidden]
@@ -202,10 +198,8 @@ import contextlib, copy, dataclasses, difflib, fnmatch, hashlib, io, itertools, 
 import multiprocessing as mp, re, shlex, signal, socket, subprocess, sys, threading, time, warnings
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
-import gymnasium as gym, h5py, minari, mujoco, numpy as np, tyro
+import gymnasium as gym, h5py, minari, mujoco, numpy as np, tqdm, tyro
 from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
-
 warnings.filterwarnings("ignore", module="gymnasium|minari")
 gym.logger.min_level = gym.logger.ERROR
 mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
@@ -225,10 +219,6 @@ D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
 D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
              "hopper": ("Hopper-v4", -20.272305, 3234.3),
              "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
-MINARI_IDS = [f"mujoco/{env}/{kind}-v0" for env in D4RL_ENVS for kind in (  # fetched if missing
-    "simple", "medium", "expert")] + [f"D4RL/{env}/{kind}-v2" for envs, kinds in (
-        ("pen door hammer relocate", "human cloned expert"), ("pointmaze", "umaze medium large"))
-        for env in envs.split() for kind in kinds.split()]
 KEYS = "observations actions rewards terminals timeouts next_observations".split()
 LOG_EVERY = 1_000  # updates per point of a TensorBoard curve
 UPDATES_PER_GRAPH = 20  # enough to hide a CUDA graph's launch, few enough to record in seconds
@@ -254,14 +244,13 @@ def d4rl_file(name: str) -> Path:
     """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
     (file, sha256), problems = D4RL_FILES[name], ""
     path = Path(os.getenv("D4RL_DATASET_DIR", "~/.d4rl/datasets"), Path(file).name).expanduser()
-    for url in [D4RL_SERVER + file, D4RL_MIRROR + path.name] * (not path.exists()):
+    for url in [D4RL_SERVER + file, D4RL_MIRROR + path.name]:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-            return path
+            path.exists() or torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
         except Exception as error:  # whatever the network raises
             problems += f"\n  {url}: {error}"
-    if problems:
+    if not path.exists():
         raise SystemExit(f"{name}: no file {path}, and no download:{problems}\nPut it there, or "
                          f"rebuild its like: python benchmarks/collect.py {dataset_family(name)}")
     if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
@@ -289,7 +278,7 @@ def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
         return dict(zip(KEYS, columns, strict=True)), dataset  # strict: there are episodes
     except Exception as error:  # whatever Minari, HDF5 or the network raise
         raise SystemExit(f"Minari dataset {name} cannot be read ({type(error).__name__}: {error}). "
-                         f"Delete {minari.storage.get_dataset_path(name)} and get it again")
+                         f"Delete {minari.storage.get_dataset_path(name)} if it is a broken copy")
 
 def load_dataset(args: Args) -> tuple[dict, dict]:
     """All rows of the dataset (see to_rows) and the task: their source, the scoring of policies."""
@@ -301,13 +290,13 @@ def load_dataset(args: Args) -> tuple[dict, dict]:
         source, rows = f"file {args.dataset_file}", read_hdf5(args.dataset_file)
     elif name in D4RL_FILES:
         source, rows = "D4RL file", read_hdf5(d4rl_file(name))
-    elif name in local or name in MINARI_IDS:
+    elif name in local or re.match(r"(mujoco|D4RL)/.+-v\d+$", name):  # Minari's own
         source = {"rebuilt": "rebuilt", "local": "local"}.get(name.split("/")[0], "Minari")
         rows, data = read_minari(name)
         env_id, *ref = map(data.storage.metadata.get, ("env_id", "ref_min_score", "ref_max_score"))
         spec = data._eval_env_spec or data.env_spec or gym.registry.get(env_id)
     if not (source and spec and spec.max_episode_steps):
-        near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *MINARI_IDS, *gym.registry])
+        near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *gym.registry])
         raise SystemExit(f"--env {name}: no such dataset (benchmarks/collect.py builds rebuilt/*) "
                          "or, with --dataset-file, no such Gymnasium id with a time limit"
                          + f"; did you mean {' or '.join(near)}?" * bool(near))
@@ -382,7 +371,6 @@ D4RL_ENVS |= {f"antmaze-{maze}": (f"AntMaze-{maze}-v2", 0.0, 1.0) for maze in MA
 class AntMaze(AntEnv):
     """D4RL's antmaze-*-v2 (ant.py, maze_env.py): Gymnasium's ant, other timestep, contacts, motors,
     cells of 4 m. Observations (29,): x, y from the start, other positions, velocities, no goal."""
-
     def __init__(self, maze: str, **kwargs):
         self.maze = np.array([[*row] for row in MAZES[maze][0].split()])
         super().__init__(default_camera_config=None, include_cfrc_ext_in_observation=False,
@@ -396,8 +384,7 @@ class AntMaze(AntEnv):
         model = mujoco.MjModel.from_xml_string(xml)
         model.opt.timestep = 0.02
         model.geom_solimp[:, :3] = 0.8, 0.8, 0.01
-        model.actuator_ctrlrange[:] = -30, 30
-        model.actuator_gear[:, 0] = 1
+        model.actuator_ctrlrange[:], model.actuator_gear[:, 0] = (-30, 30), 1
         return model, mujoco.MjData(model)
 
     def reset_model(self):
@@ -417,7 +404,6 @@ for maze, steps in zip(MAZES, (700, 1000, 1000)):  # as a class: a script has no
 
 class Adam:
     """torch.optim's Adam (Kingma, Ba, 2015); compiled, exp is taken once, ** for every weight."""
-
     def __init__(self, weights, lr: float):
         self.weights = list(weights)
         self.means, self.squares = ([torch.zeros_like(w) for w in self.weights] for _ in range(2))
@@ -472,8 +458,7 @@ def start_worker(matmul_precision: str) -> None:
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     """Device, execution, use of autocast; sets and prints the precision of matrix products."""
-    # Flushing denormals (Adam's decayed moments, it seems) doubled a CPU's speed; threads inherit.
-    torch.set_flush_denormal(True)
+    torch.set_flush_denormal(True)  # Adam's moments decay to denormals, at half a CPU's speed
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(auto if args.device == "auto" else args.device)
@@ -496,7 +481,6 @@ def choose_device(args: Args) -> tuple[torch.device, str, bool]:
 
 class Run:
     """A training run of N seeds: batches, updates, evaluations; stored and restored whole."""
-
     def __init__(self, args: Args, task: dict, device, execution="eager", autocast=False):
         self.args, self.task, self.device, self.clock = args, task, device, time.time()
         self.execution, self.autocast, self.phase, self.step = execution, autocast, 0, 0
@@ -506,9 +490,8 @@ class Run:
         self.agent = ALGORITHM(args, task, weights, device)
         auto = cuda * min(16, torch.get_num_threads())
         self.workers = auto if args.eval_workers is None else args.eval_workers
-        self.pool = ThreadPoolExecutor(1) if not self.workers else ProcessPoolExecutor(
-            self.workers, mp.get_context("spawn"), start_worker,
-            [torch.get_float32_matmul_precision()])
+        self.pool = ProcessPoolExecutor(self.workers, mp.get_context("spawn"), start_worker, [
+            torch.get_float32_matmul_precision()]) if self.workers else ThreadPoolExecutor(1)
         # 2^31: other numbers than those that drew the weights; on CPUs only 32 bits count
         self.generators = [torch.Generator(device).manual_seed(2**31 + s) for s in self.seeds]
         git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
@@ -655,7 +638,7 @@ def train(run: Run) -> None:
         with contextlib.ExitStack() as stack:  # closes them in any case: curves reach the disk
             writers = [stack.enter_context(SummaryWriter(f"{args.run_dir}/tensorboard/{name}-{s}",
                                            purge_step=purge)) for s in run.seeds]
-            bar = stack.enter_context(tqdm(total=total, initial=first, desc=name, disable=None))
+            bar = stack.enter_context(tqdm.tqdm(None, name, total, initial=first, disable=None))
             while True:
                 over, new, curves = run.step == total, run.step > first, []
                 log, test, keep = (over or not run.step % n for n in every)

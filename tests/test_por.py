@@ -9,6 +9,7 @@ import functools
 import gc
 import hashlib
 import http.server
+import json
 import os
 import re
 import runpy
@@ -604,6 +605,92 @@ def test_a_corrupted_file_is_refused_and_left_to_its_owner(d4rl):
     assert d4rl.target.read_bytes() == d4rl.good[:-1] + b"x" and d4rl.asked() == []
 
 
+
+# ---- Minari's datasets: fetched once, by Minari from its hub ----
+
+@pytest.fixture
+def minari_hub(tmp_path, tiny_minari, monkeypatch):
+    """A local server that speaks as much of the hub's protocol as Minari asks for, with one tiny
+    dataset, mujoco/hopper/tiny-v0. Gives its rows and the files that were asked for."""
+    from huggingface_hub import constants
+    folder, asked, commit = tmp_path / "hub", [], "0" * 40
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
+    raw = tiny_minari("mujoco/hopper/tiny-v0")
+    (folder / "mujoco/namespace_metadata.json").write_text(json.dumps(
+        {"datasets": ["mujoco/hopper/tiny-v0"], "namespaces": ["mujoco/hopper"]}))
+    files = {path.relative_to(folder / "mujoco").as_posix(): path.read_bytes()
+             for path in folder.glob("mujoco/**/*") if path.is_file()}
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def answer(self, code: int, content: bytes, **headers):
+            self.send_response(code)
+            for key, value in {**headers, "Content-Length": len(content)}.items():
+                self.send_header(key.replace("_", "-"), str(value))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def do_GET(self):
+            path, facts = self.path.partition("?")[0], {"id": "farama-minari/mujoco", "sha": commit,
+                                                        "siblings": [{"rfilename": f} for f in files]}
+            name = path.partition("/resolve/main/")[2] or path.partition(f"/resolve/{commit}/")[2]
+            if path.startswith("/api/datasets"):
+                if "/tree/" in path:
+                    facts = [{"type": "file", "path": file, "oid": commit, "size": len(content)}
+                             for file, content in files.items()]
+                facts = [facts] if path == "/api/datasets" else facts
+                self.answer(200, json.dumps(facts).encode(), Content_Type="application/json")
+            elif name in files:
+                asked.append(name)
+                self.answer(200, files[name], X_Repo_Commit=commit,
+                            ETag=f'"{hashlib.sha1(files[name]).hexdigest()}"')
+            else:
+                self.answer(404, b"", X_Repo_Commit=commit, X_Error_Code="EntryNotFound")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                        url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for variable in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "target"))
+    yield SimpleNamespace(raw=raw, asked=asked, target=tmp_path / "target")
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_minari_dataset_is_fetched_once(por, minari_hub):
+    args = por.Args(env="mujoco/hopper/tiny-v0")
+    rows, task = por.load_dataset(args)
+    assert task["source"] == "Minari" and task["env_id"] == "Hopper-v4"
+    assert (minari_hub.target / "mujoco/hopper/tiny-v0/data/main_data.hdf5").exists()
+    for key in ("observations", "actions", "rewards"):
+        np.testing.assert_array_equal(rows[key], minari_hub.raw[key].astype(np.float32))
+    assert "hopper/tiny-v0/data/main_data.hdf5" in minari_hub.asked
+    minari_hub.asked.clear()
+    again, _ = por.load_dataset(args)
+    assert not minari_hub.asked and np.array_equal(again["actions"], rows["actions"])
+
+
+@pytest.mark.parametrize("name, word", [
+    ("mujoco/hoper/tiny-v0", "Couldn't find any version"),
+    ("D4RL/hopper/tiny-v0", "Couldn't find any version"),
+    ("mujoco/hopper/tiny-v7", "mujoco/hopper/tiny-v0")])
+def test_a_minari_name_with_a_slip_gets_the_hubs_word_for_it(por, minari_hub, name, word):
+    with pytest.raises(SystemExit) as end:
+        por.load_dataset(por.Args(env=name))
+    assert f"Minari dataset {name} cannot be read (ValueError: " in str(end.value)
+    assert word in str(end.value) and not (minari_hub.target / name).exists()
+
 # ---- The command: a run from its start to its end ----
 
 LONG, WARM = 1100, 1040  # updates; beyond LOG_EVERY, so that curves have two points
@@ -1031,7 +1118,6 @@ def test_a_refusal_is_one_line_and_exit_code_one(folder, run_cli):
 
 @pytest.mark.parametrize("name, words", [
     ("hopper-medum-v2", ["did you mean", "hopper-medium-v2"]),
-    ("mujoco/hoper/medium-v0", ["did you mean", "mujoco/hopper/medium-v0"]),
     ("qqqq", ["qqqq", "--dataset-file"]),
     ("mujoco//hopper", ["mujoco//hopper"]),
     ("/", ["dataset", "/"]),
