@@ -247,6 +247,20 @@ def test_the_last_bit_of_the_weights_moves_the_losses_a_little():
     assert plain == again and 0 < max(gpu.difference(plain, nudged)) < 1e-4
 
 
+def test_the_page_tells_what_the_stored_checks_found():
+    text = " ".join((BENCHMARKS / "SPEED.md").read_text().split())
+    told = {"iql": "IQL", "td3_bc": "TD3+BC", "por --guide weighted": "POR, weighted guide",
+            "por --guide q": "POR, q guide", "spot": "SPOT", "bc": "BC"}
+    stored = lambda name: {e["what"]: e for e in json.loads((
+        BENCHMARKS / f"results/speed/{name}.json").read_text())["comparisons"]}
+    for what, name in told.items():
+        entry = stored("check-cpu")[f"{what} eager and compile"]
+        assert entry["first"] <= gpu.NEAR and (entry["largest"] <= gpu.FAR or what == "spot")
+        assert f"| {name} | {entry['first']:.1e} | {entry['largest']:.1e} |" in text
+    spot = stored("check-cpu-spot")["spot eager and compile"]
+    assert spot["agree"] and f"{spot['largest']:.1e}" in text and f"{spot['last_bit']:.1e}" in text
+
+
 def test_an_update_that_fails_is_told_and_fails_the_check(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "child", lambda *_: {"error": "code 1: no such operation"})
     args = gpu.Args(out=tmp_path, work=tmp_path, device="cpu", scripts=("bc",))
