@@ -445,7 +445,7 @@ def start_worker(matmul_precision: str) -> None:
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     """Device, execution, use of autocast; sets and prints the precision of matrix products."""
-    torch.set_flush_denormal(True)  # Adam's moments decay to denormals, at half a CPU's speed
+    torch.set_flush_denormal(True)  # denormals, of Adam's moments it seems, halve a CPU's speed
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(auto if args.device == "auto" else args.device)

@@ -2,8 +2,8 @@
 
 The idea. RL from a fixed dataset must not trust values of actions that nobody tried; imitation
 never does, but only repeats the data. POR splits the policy: the *guide* g(s), pushed towards high
-values, says which state to reach next; the *execute-policy* pi(a|s,s'), plain imitation, how. No
-action is evaluated, and yet g can chain states that no trajectory chained: state-stitching.
+values, says which state to reach next; the *execute-policy* pi(a|s,s'), plain imitation, says how.
+No action is evaluated, and yet g can chain states that no trajectory chained: state-stitching.
 
     (3) value    min  E_(s,r,s')  L_tau(r + gamma V'(s') - V(s)),   L_tau(u) = |tau - 1(u < 0)| u^2
     (4) guide q  max  E_(s,s')    V(g(s)) + alpha log g(s'|s)
@@ -19,7 +19,7 @@ As the authors' code (github ryanxhr/POR @ e692bb3), and beyond the formulas:
 - (4) maximises alpha V(g~)/mean|V(g~)| + log b(g~|s), g~ sampled from g; b is a Gaussian clone of
   s -> s'. Their pretrain.sh cannot train b as shipped; here it is a first phase of the same run.
 - Rewards are scaled so that the returns in the data span 1000 (MuJoCo), or get -1 (AntMaze).
-Unlike it, these returns are true episodes'; theirs, cut every 1000 rows, drift at timeouts. And
+Unlike it, our returns are true episodes'; theirs, cut every 1000 rows, drift at timeouts. And
 after a terminal step D4RL's next state is the next episode's first. V never looks at it, g and pi
 would learn it: such rows stay out of (5), (6) and b unless the file has the true next state.
 
@@ -78,7 +78,7 @@ SETTINGS = [  # run_mujoco_por.sh, run_antmaze_por.sh; the first row that fits d
 ]
 
 def prepare(args: Args, rows: dict, task: dict) -> dict:
-    """Transform the rewards (main_por.py): 0 and 1 to -1 and 0, or returns to a span of 1000."""
+    """Transform the rewards (main_por.py): 0 and 1 to -1 and 0, or returns to span the horizon."""
     returns = episode_returns(rows)
     if "antmaze" in task["name"].lower():
         rows["rewards"] -= 1
@@ -175,7 +175,7 @@ class POR(nn.Module):
             advantage = target - self.value(s).squeeze(-1).amin(1).detach()
             weight = (args.alpha * advantage).exp().clamp(max=100)
             guide_loss = -(batch["known"] * weight * self.guide.log_prob(s, s2)).mean(1)
-        else:  # Eq. 4 as in the authors' por.py
+        else:  # Eq. 4 as in the authors' por.py; V passes gradients on to g but stays as it is
             mean, std = self.guide(s)
             goal = mean + std * batch["noise"]
             goal_v = self.value(goal).squeeze(-1).amin(1)
@@ -461,7 +461,7 @@ def start_worker(matmul_precision: str) -> None:
 
 def choose_device(args: Args) -> tuple[torch.device, str, bool]:
     """Device, execution, use of autocast; sets and prints the precision of matrix products."""
-    torch.set_flush_denormal(True)  # Adam's moments decay to denormals, at half a CPU's speed
+    torch.set_flush_denormal(True)  # denormals, of Adam's moments it seems, halve a CPU's speed
     auto = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(auto if args.device == "auto" else args.device)

@@ -222,13 +222,22 @@ def test_the_difference_is_relative_by_block_and_the_largest():
 
 @pytest.mark.parametrize("late, bit, agrees", [
     (0.0, 0.0, True), (0.9 * gpu.FAR, 0.0, True), (1.1 * gpu.FAR, 0.0, False),
-    (1.1 * gpu.FAR, 0.3 * gpu.FAR, False), (1.1 * gpu.FAR, 0.4 * gpu.FAR, True)])
-def test_updates_that_differ_fail_the_check(tmp_path, monkeypatch, late, bit, agrees):
-    """Unless as large a difference comes of the last bit of the weights."""
+    (1.1 * gpu.FAR, 0.3 * gpu.FAR, False), (1.1 * gpu.FAR, 0.4 * gpu.FAR, True),
+    (1.1 * gpu.FAR, "later", False), (1.1 * gpu.FAR, "error", False),
+    (1.1 * gpu.FAR, "ended", False), ("at once", 1.0, False)])
+def test_updates_that_differ_fail_the_check(tmp_path, monkeypatch, capsys, late, bit, agrees):
+    """Unless as large a difference comes of the last bit of the weights, and as soon."""
     def child(word, config, clock):
         (way,) = config["speed"]["execution"]
-        off = late * (way == "compile") - bit * config.get("nudge", False)
-        return {"curves": {"loss": [[1.0, 1.0]] * 9 + [[1.0, 1.0 + off]]}, "seconds": 1.0}
+        curve = [[1.0, 1.0] for _ in range(10)]
+        if config.get("nudge"):
+            if bit in ("error", "ended"):
+                return {"error": "code 1: no"} if bit == "error" else gpu.ENDED
+            curve[-1] = [1.0, 2.0 if bit == "later" else 1.0 - bit]
+        elif way == "compile":
+            curve[0 if late == "at once" else 8 if bit == "later" else -1] = [
+                1.0, 1.0 + (2 * gpu.NEAR if late == "at once" else late)]
+        return {"curves": {"loss": curve}, "seconds": 1.0}
 
     monkeypatch.setattr(gpu, "child", child)
     args = gpu.Args(out=tmp_path, work=tmp_path, device="cpu", execution=("eager", "compile"),
@@ -236,9 +245,10 @@ def test_updates_that_differ_fail_the_check(tmp_path, monkeypatch, late, bit, ag
     assert gpu.check(args, gpu.Clock(100)) is agrees
     entries = json.loads((tmp_path / "check.json").read_text())["comparisons"]
     assert [entry["agree"] for entry in entries] == [True, agrees]
+    assert ("no control: " in capsys.readouterr().out) == (bit in ("error", "ended"))
 
 
-def test_the_last_bit_of_the_weights_moves_the_losses_a_little():
+def test_the_last_bit_of_the_weights_moves_the_losses_a_little(isolated):
     fields = {"script": ["bc"], "task": "hopper", "num_seeds": [1], "precision": ["fp32"],
               "rows": 2000, "device": "cpu", "execution": ["eager"]}
     config = {"own": TINY, "given": False, "block": 20, "blocks": 2, "speed": fields}
@@ -258,7 +268,9 @@ def test_the_page_tells_what_the_stored_checks_found():
         assert entry["first"] <= gpu.NEAR and (entry["largest"] <= gpu.FAR or what == "spot")
         assert f"| {name} | {entry['first']:.1e} | {entry['largest']:.1e} |" in text
     spot = stored("check-cpu-spot")["spot eager and compile"]
-    assert spot["agree"] and f"{spot['largest']:.1e}" in text and f"{spot['last_bit']:.1e}" in text
+    words = (f"differ by {spot['largest']:.1e} again, eager ones from weights that were moved by "
+             f"their last bit by {spot['last_bit']:.1e}")
+    assert spot["agree"] and words in text
 
 
 def test_an_update_that_fails_is_told_and_fails_the_check(tmp_path, monkeypatch, capsys):

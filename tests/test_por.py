@@ -605,7 +605,6 @@ def test_a_corrupted_file_is_refused_and_left_to_its_owner(d4rl):
     assert d4rl.target.read_bytes() == d4rl.good[:-1] + b"x" and d4rl.asked() == []
 
 
-
 # ---- Minari's datasets: fetched once, by Minari from its hub ----
 
 @pytest.fixture
@@ -690,6 +689,7 @@ def test_a_minari_name_with_a_slip_gets_the_hubs_word_for_it(por, minari_hub, na
         por.load_dataset(por.Args(env=name))
     assert f"Minari dataset {name} cannot be read (ValueError: " in str(end.value)
     assert word in str(end.value) and not (minari_hub.target / name).exists()
+
 
 # ---- The command: a run from its start to its end ----
 
