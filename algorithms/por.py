@@ -181,7 +181,6 @@ class POR(nn.Module):
             goal_v = self.value(goal).squeeze(-1).amin(1)
             weight = args.alpha / goal_v.detach().abs().mean(1, keepdim=True)
             guide_loss = -(weight * goal_v + self.behavior.log_prob(s, goal)).mean(1)
-
         # Eq. 6; guide and execute-policy share no weight, so one Adam serves both
         log_pi = self.execute.log_prob(torch.cat([s, s2], -1), batch["actions"])
         execute_loss = -(batch["known"] * log_pi).mean(1)
@@ -530,11 +529,12 @@ class Run:
 
     def begin(self) -> None:
         """Make the phase's updates, which take turns, the ones that advance() runs."""
-        eager, updates = self.execution == "eager", self.agent.phases[self.phase][2:]
-        torch._dynamo.config.trace_autograd_ops = True  # gradients, too, belong to the one graph
-        torch._inductor.config.cpp_wrapper = self.device.type == "cpu"  # half the time to compile
         detached = lambda update: lambda batch: {k: v.detach() for k, v in update(batch).items()}
-        self.updates = [torch.compile(detached(u), fullgraph=True, disable=eager) for u in updates]
+        self.updates = [detached(update) for update in self.agent.phases[self.phase][2:]]
+        if self.execution != "eager":  # else the compiler is not imported, which takes seconds
+            torch._dynamo.config.trace_autograd_ops = True  # the one graph has the gradients, too
+            torch._inductor.config.cpp_wrapper = self.device.type == "cpu"  # compiles twice as fast
+            self.updates = [torch.compile(update, fullgraph=True) for update in self.updates]
         self.graph, self.began, self.sums = None, self.step, None
         if self.execution == "capture":  # no graph records the default stream: leave it for good
             torch.cuda.synchronize(self.device)

@@ -374,7 +374,6 @@ class POR(nn.Module):
     def update(self, batch: dict) -> dict:
         """One update of V, V', g and pi; returns statistics of shape (N,)."""
         args, s, s2 = self.args, batch["observations"], batch["next_observations"]
-
         # Eq. 3: both heads regress to one target, the smaller V' of the next state
         with torch.no_grad():
             next_v = self.value_target(s2).squeeze(-1).amin(1)
@@ -389,13 +388,12 @@ class POR(nn.Module):
             advantage = target - self.value(s).squeeze(-1).amin(1).detach()
             weight = (args.alpha * advantage).exp().clamp(max=100)
             guide_loss = -(batch["known"] * weight * self.guide.log_prob(s, s2)).mean(1)
-        else:  # Eq. 4 as in the authors' por.py
+        else:  # Eq. 4 as in the authors' por.py; V passes gradients on to g but stays as it is
             mean, std = self.guide(s)
             goal = mean + std * batch["noise"]
             goal_v = self.value(goal).squeeze(-1).amin(1)
             weight = args.alpha / goal_v.detach().abs().mean(1, keepdim=True)
             guide_loss = -(weight * goal_v + self.behavior.log_prob(s, goal)).mean(1)
-
         # Eq. 6; guide and execute-policy share no weight, so one Adam serves both
         log_pi = self.execute.log_prob(torch.cat([s, s2], -1), batch["actions"])
         execute_loss = -(batch["known"] * log_pi).mean(1)
