@@ -430,6 +430,12 @@ def data_names(rows: list[Row]) -> dict[tuple[str, str], str]:
             for name, print_ in built}
 
 
+def level_of(row: Row) -> float | None:
+    """The behaviour policy's score; None in mazes, where episodes end or are cut at the reward."""
+    return None if "maze" in row.dataset else row.data_score
+
+
+
 def score_table(rows: list[Row], targets: dict, beside: bool, names: dict) -> str:
     """One row per run; `beside`: with the columns of published numbers; `names`: data_names()."""
     header = ["algorithm", "data", "scored on", "seeds", "updates", "last checkpoint",
@@ -444,8 +450,7 @@ def score_table(rows: list[Row], targets: dict, beside: bool, names: dict) -> st
             f"{row.updates:,}",
             f"[**{spread(row.final)}**](benchmarks/results/{row.file.name}){unit}",
             spread(row.last_ten), *numbers * beside,
-            # in a maze episodes end, or are cut, at the reward: their return is no policy's level
-            "-" if "maze" in row.dataset else f"{row.data_score:.1f}",
+            "-" if (level := level_of(row)) is None else f"{level:.1f}",
             f"{row.device}, {row.precision}", short_commits(row.commits)])
     return markdown(header, lines)
 
@@ -601,7 +606,7 @@ def draw_bars(part: list[Row], targets: dict) -> plt.Figure:
                         x, paper["score"], "_", color="black", markersize=60 * width,
                         markeredgewidth=2.4, zorder=5)[0]
             reach = (len(rows) / 2 + 0.25) * width
-            for level in sorted({r.data_score for r in rows}):
+            for level in sorted({level_of(r) for r in rows} - {None}):
                 entries["behaviour policy"] = axes.plot(
                     [position - reach, position + reach], [level, level], color="0.35",
                     linestyle=(0, (4, 2)), linewidth=1.8, zorder=3)[0]
@@ -642,7 +647,7 @@ def draw_curves(part: list[Row]) -> plt.Figure:
                     linestyle="-" if not look["hatch"] else "-.")[0]
                 panel.fill_between(row.at, row.curve.min(1), row.curve.max(1), alpha=0.15,
                                    color=look["color"], linewidth=0)
-            for level in sorted({r.data_score for r in rows}):
+            for level in sorted({level_of(r) for r in rows} - {None}):
                 entries["behaviour policy"] = panel.axhline(
                     level, color="0.35", linestyle=(0, (4, 2)), linewidth=1.6)
             panel.set_title(datasets[number])
@@ -663,7 +668,7 @@ def draw_curves(part: list[Row]) -> plt.Figure:
 
 def digest(part: list[Row], targets: dict) -> str:
     """SHA-256 of all that a section's pictures show."""
-    seen = [(shown(r, part), r.dataset, title_of(part), r.scored, r.data_score, r.at.tolist(),
+    seen = [(shown(r, part), r.dataset, title_of(part), r.scored, level_of(r), r.at.tolist(),
              r.curve.tolist(), (target(targets, r, "paper") or {}).get("score")) for r in part]
     return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
 
