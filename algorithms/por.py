@@ -107,7 +107,7 @@ class MLP(nn.Module):
                 x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
             x = F.relu(x)
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
-            return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
+            return (x.to(w) @ w + b).unflatten(0, (-1, self.heads))
 
 class GaussianPolicy(nn.Module):
     """Diagonal Gaussian p(y|x): unsquashed mean, one learned deviation per dimension and seed."""
@@ -533,8 +533,11 @@ class Run:
         self.updates = [detached(update) for update in self.agent.phases[self.phase][2:]]
         if self.execution != "eager":  # else the compiler is not imported, which takes seconds
             torch._dynamo.config.trace_autograd_ops = True  # the one graph has the gradients, too
-            torch._inductor.config.cpp_wrapper = self.device.type == "cpu"  # compiles twice as fast
-            self.updates = [torch.compile(update, fullgraph=True) for update in self.updates]
+            options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # 4% of IQL's time
+                       "cpp_wrapper": self.device.type == "cpu"}  # compiles twice as fast
+            for n, update in enumerate(self.updates):  # code of its own: no guard tells runs apart
+                update.__code__ = update.__code__.replace()
+                self.updates[n] = torch.compile(update, fullgraph=True, options=options)
         self.graph, self.began, self.sums = None, self.step, None
         if self.execution == "capture":  # no graph records the default stream: leave it for good
             torch.cuda.synchronize(self.device)
@@ -552,8 +555,7 @@ class Run:
         """Run that many updates; on CUDA they are only queued."""
         end, size = self.step + updates, UPDATES_PER_GRAPH
         while self.step < end:
-            # graphs start at multiples of their size, which keeps the updates' turns
-            whole = self.step % size == 0 and self.step + size <= end
+            whole = self.step % size == 0 and self.step + size <= end  # so updates keep their turns
             if self.execution != "capture" or not whole or self.step < self.began + 5:
                 self.once(self.step)  # on CUDA the first ones are the warm-up, too
                 self.step += 1
@@ -720,11 +722,9 @@ def main() -> None:
         print("finished" if state["finished"] else "resumed",
               f"at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
     if args.eval_only:
-        run.measure(args.final_eval_episodes)
-        run.collect()
+        run.measure(args.final_eval_episodes), run.collect()
     elif rows:
-        run.use(rows)
-        train(run)
+        run.use(rows), train(run)
     scores, episodes = (run.evaluations[-1][k] for k in ("scores", "episodes"))
     unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
     print(f"{args.env}, update {run.step}, {episodes} episodes: {unit} {np.mean(scores):.1f} ± "

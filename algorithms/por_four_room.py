@@ -320,7 +320,7 @@ class MLP(nn.Module):
                 x = F.layer_norm(x, x.shape[-1:]) * self.gains[i] + self.shifts[i]
             x = F.relu(x)
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
-            return torch.baddbmm(b, x.to(w), w).unflatten(0, (-1, self.heads))
+            return (x.to(w) @ w + b).unflatten(0, (-1, self.heads))
 
 class GaussianPolicy(nn.Module):
     """Diagonal Gaussian p(y|x): unsquashed mean, one learned deviation per dimension and seed."""

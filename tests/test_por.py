@@ -858,6 +858,29 @@ def test_compiled_updates_are_the_eager_ones(por):  # the slowest test: a compil
           1e-5)
 
 
+def test_compiled_runs_of_one_process_share_nothing(por, monkeypatch):
+    """No guard of the compiler would notice another constant, width or number of runs."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)  # their number has no end
+    rows = {k: np.random.default_rng(0).standard_normal((50, *s)).astype(np.float32) for k, s in {
+        "observations": (3,), "actions": (2,), "rewards": (), "next_observations": (3,)}.items()}
+    rows |= {"terminals": np.zeros(50, np.float32), "known": np.ones(50, np.float32)}
+    runs = {}
+    for way in ("eager", "compile"):
+        for tau, hidden in ((0.5, 4), (0.9, 4), (0.9, 5)):
+            args = por.fill_settings(por.Args(guide="weighted", tau=tau, hidden=hidden,
+                                              execute_hidden=4, batch_size=5, num_updates=4))
+            run = por.Run(args, {"obs_dim": 3, "act_dim": 2}, torch.device("cpu"), way)
+            run.use(rows)
+            run.begin()
+            runs[way, tau, hidden] = run
+    for _ in range(2):
+        for run in runs.values():
+            run.advance(2)
+    for (way, *settings), run in runs.items():
+        agree(runs[("eager", *settings)].agent.state_dict(), run.agent.state_dict(), 1e-5)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("guide", ["weighted", "q"])
 def test_captured_updates_are_the_eager_ones(por, guide):
