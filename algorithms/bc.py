@@ -594,10 +594,9 @@ class Run:
         """The evaluation under way, once it has ended, if there is one."""
         start, known = time.time(), len(self.evaluations)
         if self.jobs:
-            returns = np.concatenate([job.result() for job in self.jobs], 1).mean(1)
+            returns, self.jobs = np.concatenate([j.result() for j in self.jobs], 1).mean(1), []
             self.evaluations.append(dict(zip(("phase", "update", "episodes"), self.measured)) | {
                 "returns": returns.tolist(), "scores": score(self.task, returns).tolist()})
-            self.jobs = []
         self.parts[-1]["evaluation_seconds"] += time.time() - start
         return self.evaluations[known:]
 

@@ -101,7 +101,8 @@ class ReLUNet(nn.Module):
 
     def forward(self, x, every: int = 1):
         x = x.repeat_interleave(self.heads // every, 0)
-        *hidden, (b, w) = [(b[::every], w[::every]) for b, w in zip(self.biases, self.weights)]
+        *hidden, (b, w) = zip(self.biases, self.weights) if every == 1 else [
+            (b[::every], w[::every]) for b, w in zip(self.biases, self.weights)]
         for bias, weight in hidden:
             x = F.relu(torch.baddbmm(bias, x, weight))
         with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
@@ -592,10 +593,9 @@ class Run:
         """The evaluation under way, once it has ended, if there is one."""
         start, known = time.time(), len(self.evaluations)
         if self.jobs:
-            returns = np.concatenate([job.result() for job in self.jobs], 1).mean(1)
+            returns, self.jobs = np.concatenate([j.result() for j in self.jobs], 1).mean(1), []
             self.evaluations.append(dict(zip(("phase", "update", "episodes"), self.measured)) | {
                 "returns": returns.tolist(), "scores": score(self.task, returns).tolist()})
-            self.jobs = []
         self.parts[-1]["evaluation_seconds"] += time.time() - start
         return self.evaluations[known:]
 
