@@ -13,6 +13,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch._dynamo.utils import counters
@@ -271,6 +272,21 @@ def test_the_page_tells_what_the_stored_checks_found():
     words = (f"differ by {spot['largest']:.1e} again, eager ones from weights that were moved by "
              f"their last bit by {spot['last_bit']:.1e}")
     assert spot["agree"] and words in text
+
+
+def test_the_page_tells_how_eager_and_compiled_trainings_ended():
+    text, results = (BENCHMARKS / "SPEED.md").read_text(), BENCHMARKS / "results"
+    for name in ("hopper-medium-replay-81k", "walker2d-medium-replay-177k"):
+        ends, cells = [], []
+        for path in (f"speed/bc-{name}-30k-eager.json",
+                     f"bc-rebuilt-{name}-v0-30k-precision-auto.json"):
+            result = json.loads((results / path).read_text())
+            scores = result["final"]["scores"]
+            assert result["finished"] and result["final"]["update"] == 30_000
+            ends.append(result["task"]["fingerprint"] + result["args"]["execution"])
+            cells.append(f"[{np.mean(scores):.1f} ± {np.std(scores):.1f}](results/{path})")
+        assert ends[0].removesuffix("eager") == ends[1].removesuffix("compile")
+        assert f"| {' | '.join(cells)} |" in text
 
 
 def test_an_update_that_fails_is_told_and_fails_the_check(tmp_path, monkeypatch, capsys):
