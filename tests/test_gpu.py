@@ -272,6 +272,10 @@ def test_the_page_tells_what_the_stored_checks_found():
     words = (f"differ by {spot['largest']:.1e} again, eager ones from weights that were moved by "
              f"their last bit by {spot['last_bit']:.1e}")
     assert spot["agree"] and words in text
+    anew = [stored("check-cpu-unguarded")[f"{what} eager and compile"] for what in ("iql", "td3_bc")]
+    ends = [f"{entry['first']:.1e} and {entry['largest']:.1e}" for entry in anew]
+    assert all(entry["agree"] for entry in anew)
+    assert f"IQL {ends[0]}, TD3+BC {ends[1]} beside {anew[1]['last_bit']:.1e} of eager" in text
 
 
 def test_the_page_tells_how_eager_and_compiled_trainings_ended():
