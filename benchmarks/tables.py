@@ -435,7 +435,6 @@ def level_of(row: Row) -> float | None:
     return None if "maze" in row.dataset else row.data_score
 
 
-
 def score_table(rows: list[Row], targets: dict, beside: bool, names: dict) -> str:
     """One row per run; `beside`: with the columns of published numbers; `names`: data_names()."""
     header = ["algorithm", "data", "scored on", "seeds", "updates", "last checkpoint",
