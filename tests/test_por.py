@@ -861,7 +861,6 @@ def test_compiled_updates_are_the_eager_ones(por):  # the slowest test: a compil
 def test_compiled_runs_of_one_process_share_nothing(por, monkeypatch):
     """No guard of the compiler would notice another constant, width or number of runs."""
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)  # their number has no end
     rows = {k: np.random.default_rng(0).standard_normal((50, *s)).astype(np.float32) for k, s in {
         "observations": (3,), "actions": (2,), "rewards": (), "next_observations": (3,)}.items()}
     rows |= {"terminals": np.zeros(50, np.float32), "known": np.ones(50, np.float32)}
@@ -874,9 +873,10 @@ def test_compiled_runs_of_one_process_share_nothing(por, monkeypatch):
             run.use(rows)
             run.begin()
             runs[way, tau, hidden] = run
-    for _ in range(2):
-        for run in runs.values():
-            run.advance(2)
+    with torch._dynamo.config.patch(recompile_limit=1):  # their number has no end
+        for _ in range(2):
+            for run in runs.values():
+                run.advance(2)
     for (way, *settings), run in runs.items():
         agree(runs[("eager", *settings)].agent.state_dict(), run.agent.state_dict(), 1e-5)
 
