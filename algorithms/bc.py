@@ -583,10 +583,9 @@ class Run:
         """Have all seeds evaluated for collect(). Workers inherit the mask: Ctrl-C is the run's."""
         torch.save(self.agent.state_dict(), weights := io.BytesIO())
         work = getattr(self, "evaluate", evaluate), self.args, self.task, weights.getvalue()
-        size = max(1, 5 // len(self.seeds))  # a job has few environments, to be shared out evenly
-        starts = [range(episodes)[i:i + size] for i in range(0, episodes, size)]
+        starts, n = range(episodes), max(1, 5 // len(self.seeds))  # few a job, to share them evenly
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
-        self.jobs = [self.pool.submit(*work, part) for part in starts]
+        self.jobs = [self.pool.submit(*work, starts[i:i + n]) for i in starts[::n]]
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         self.measured = self.agent.phases[self.phase][0], self.step, episodes
 
@@ -736,4 +735,5 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, BrokenExecutor) as error:  # missing rights, a full disk, a worker killed
+        [worker.kill() for worker in mp.active_children()]  # a broken pool waits for each of them
         raise SystemExit(f"{error}: mend this, then go on: {shlex.join(['python', *sys.argv])}")

@@ -1356,13 +1356,16 @@ def test_evaluations_leave_no_agents_behind(por, tiny_hdf5, main, monkeypatch):
 
 
 def test_a_worker_that_is_killed_is_told_in_a_line(folder, start_cli):
-    words = command("killed", [*WEIGHTED, "--eval-workers", "1", "--num-updates", "100000"])
+    """And the run ends, though another worker waits for ever, as for a lock of the killed one."""
+    words = command("killed", [*WEIGHTED, "--eval-workers", "2", "--eval-episodes", "9",
+                               "--num-updates", "100000"])
     process, workers = start_cli(*words, folder=folder), []
-    while process.poll() is None and not workers:
+    while process.poll() is None and len(workers) < 2:
+        time.sleep(0.1)
         path = folder / "killed/result.json"
         workers = workers_of(process.pid) if path.exists() else []
-    for worker in workers:  # as the kernel does when memory runs out
-        os.kill(worker, signal.SIGKILL)
+    os.kill(workers[1], signal.SIGSTOP)
+    os.kill(workers[0], signal.SIGKILL)  # as the kernel does when memory runs out
     out, err = process.communicate(timeout=120)
     assert process.returncode == 1 and "Traceback" not in err, err
     assert "mend this, then go on: python" in err and "--run-dir killed" in err
