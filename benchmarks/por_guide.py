@@ -279,6 +279,9 @@ def train(words: list[str]) -> None:
     before, por.RUN, sys.argv = (por.RUN, sys.argv), KeepingRun, ["por.py", *words]
     try:
         por.main()
+    except (OSError, por.BrokenExecutor) as error:  # as por.py's own last lines
+        [worker.kill() for worker in por.mp.active_children()]
+        raise SystemExit(f"{error}: mend this, then give the same command again")
     finally:
         por.RUN, sys.argv = before
 

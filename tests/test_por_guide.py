@@ -546,3 +546,13 @@ def test_the_command_that_is_written_down_asks_for_the_same():
     args = SimpleNamespace(run=Path("runs/x"), best_return=None, episodes=3)
     assert por_guide.command("terms", args) == (
         "python benchmarks/por_guide.py terms --run runs/x --episodes 3")
+
+
+@pytest.mark.parametrize("error", [OSError("No space left"), por_guide.por.BrokenExecutor("gone")])
+def test_a_training_that_cannot_go_on_says_so_in_a_line(monkeypatch, error):
+    def main():
+        raise error
+
+    monkeypatch.setattr(por_guide.por, "main", main)
+    with pytest.raises(SystemExit, match=f"{error}: mend this, then give the same command again"):
+        por_guide.main(["train", "--", "--run-dir", "x"])
