@@ -54,8 +54,8 @@ GROUPS = {
     "same dataset and version and a run of 1,000,000 updates; their sources and doubts are in "
     "[PAPER_SCORES.md](benchmarks/PAPER_SCORES.md).",
     "Rebuilt data": "Made by D4RL's recipe with behaviour policies of our own (AntMaze: with D4RL's "
-    "ant), **not** D4RL's files: no published number belongs beside these scores, so there is no "
-    "such column (AntMaze's, labelled, stand in a table of their own).",
+    "ant; PointMaze: Minari's recipe with more noise), **not** D4RL's files: no published number "
+    "belongs beside these scores, so there is no such column (AntMaze's, labelled, stand in a table of their own).",
     "Minari's data": "Minari's own datasets; the papers did not use them.",
     "Other data": "Data of other origin; the papers did not use them."}
 
