@@ -55,7 +55,8 @@ GROUPS = {
     "[PAPER_SCORES.md](benchmarks/PAPER_SCORES.md).",
     "Rebuilt data": "Made by D4RL's recipe with behaviour policies of our own (AntMaze: with D4RL's "
     "ant; PointMaze: Minari's recipe with more noise), **not** D4RL's files: no published number "
-    "belongs beside these scores, so there is no such column (AntMaze's, labelled, stand in a table of their own).",
+    "belongs beside these scores, so there is no such column (AntMaze's, labelled, stand in a table "
+    "of their own).",
     "Minari's data": "Minari's own datasets; the papers did not use them.",
     "Other data": "Data of other origin; the papers did not use them."}
 
