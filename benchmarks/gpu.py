@@ -30,10 +30,11 @@ Nothing begins that the budget has no room for; what still runs at its end is en
 after its checkpoint. The same command again does what is missing: what agreed and what was timed
 stays, as long as machine, sources and settings are the same (peers.py begins anew). Whatever is
 there then lies in one archive, OUT/gpu.tar.gz: check.json, the numbers for results/speed/, the
-finished results for results/, and the logs. Unpack it, put the results into their places, and write
-the page by `python benchmarks/speed.py --rewrite --out benchmarks/SPEED.md`, and `python
-benchmarks/peers.py --rewrite --machine gpu --out benchmarks/SPEED.md`, which names the two lines
-that it needs there. The exit code is 1 if a check failed. On a CPU (--device cpu) everything runs,
+finished results for results/, and the logs; an unfinished training's checkpoint stays where it is,
+and goes with the machine. Unpack it, put the results into their places, and write the page by
+`python benchmarks/speed.py --rewrite --out benchmarks/SPEED.md`, and `python benchmarks/peers.py
+--rewrite --machine gpu --out benchmarks/SPEED.md`, which names the two lines that it needs there.
+The exit code is 1 if a check failed. On a CPU (--device cpu) everything runs,
 with small settings within seconds, but no capture.
 """
 
@@ -44,6 +45,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -257,7 +259,7 @@ def compare(args: Args, clock: Clock, report: dict) -> None:
                 continue
             entry = {"what": title, "updates": configs[0]["block"] * configs[0]["blocks"]}
             if wrong:
-                entry |= {"agree": False, "error": wrong[0]["error"]}
+                entry |= {"agree": False} | wrong[0]
             else:
                 parts = difference(*(answer["curves"] for answer in found))
                 first = max(parts[:max(1, len(parts) // 10)])
@@ -287,16 +289,19 @@ def compare(args: Args, clock: Clock, report: dict) -> None:
 
 
 def child(word: str, config: dict, clock: Clock) -> dict:
-    """The answer of this file in a process of its own, or {"error": its last words}."""
+    """The answer of this file in a process of its own, the last line it prints, or what went wrong:
+    {"error": the last line that names an exception, "log": the end of its traceback}."""
     try:
         done = subprocess.run([sys.executable, __file__, word, json.dumps(config)], text=True,
                               capture_output=True, timeout=max(1, clock.left()))
     except subprocess.TimeoutExpired:
         return ENDED
     if done.returncode == 0:
-        return json.loads(done.stdout)
+        return json.loads(done.stdout.splitlines()[-1])
     lines = [line for line in done.stderr.splitlines() if line.strip()] or ["without a word"]
-    return {"error": f"code {done.returncode}: {lines[-1][:300]}", "log": done.stderr[-4_000:]}
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception|Unsupported)\b", line)]
+    return {"error": f"code {done.returncode}: {(named or lines)[-1][:300]}",
+            "log": done.stderr[-20_000:]}
 
 
 def check(args: Args, clock: Clock) -> bool:
@@ -361,6 +366,8 @@ def measure(args: Args, clock: Clock) -> None:
         answer = child("--measure", asdict(config), clock)
         if "error" in answer:
             say(f"{script}, {count} seeds, {execution}, {precision}: {answer['error']}")
+            log = args.work / f"speed-{script}-{count}-{execution}-{precision}.log"
+            log.write_text(answer.get("log", answer["error"]) + "\n")
             continue
         row = {"script": script, "options": "", "seeds": count, "eval_every": 5_000,
                "asked": execution, "asked_precision": precision} | answer
@@ -594,4 +601,5 @@ def main(words: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what there is still comes home
     main()

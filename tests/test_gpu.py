@@ -112,6 +112,19 @@ def test_nothing_is_compiled_after_the_first_updates(script, own, isolated, monk
 
 
 @SCRIPTS
+def test_no_compiled_update_asks_guards(script, own, isolated, monkeypatch):
+    """torch.compile takes the filter of the guards out of the options that it is given."""
+    compiling, given = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda update, options, **rest: (
+        given.append(options.get("guard_filter_fn")), compiling(update, options=options, **rest)))
+    run = build(script, own, "compile")
+    for run.phase, updates in phases(run):
+        given.clear()
+        run.begin()
+        assert given == [torch.compiler.skip_all_guards_unsafe] * len(updates)
+
+
+@SCRIPTS
 def test_a_traced_update_is_the_eager_one(script, own, isolated, monkeypatch):
     """Without a compiler, so that what is left of an update is what was traced, nothing else."""
     torch._dynamo.reset()
@@ -210,6 +223,23 @@ def test_what_the_budget_ends_is_asked_to_stop_first(tmp_path, monkeypatch):
     assert (tmp_path / "log").read_text().endswith("on\n")
     assert gpu.call([sys.executable, "-c", "raise SystemExit(3)"], gpu.Clock(60),
                     tmp_path / "log") == 3
+
+
+def test_a_child_that_fails_is_quoted_with_its_traceback():
+    answer = gpu.child("--losses", {}, gpu.Clock(60))
+    assert answer["error"] == "code 1: KeyError: 'speed'" and "Traceback" in answer["log"]
+
+
+def test_what_is_told_to_end_brings_home_what_there_is(tmp_path):
+    with subprocess.Popen([sys.executable, str(BENCHMARKS / "gpu.py"), "--device", "cpu", "--parts",
+                           "check", "--out", "out", "--work", "work"], cwd=tmp_path,
+                          stdout=subprocess.PIPE) as process:
+        process.stdout.readline()  # the machine; the first comparison begins
+        time.sleep(1)
+        process.terminate()
+    assert process.returncode == 143
+    with tarfile.open(tmp_path / "out/gpu.tar.gz") as archive:
+        assert "check.json" in archive.getnames()
 
 
 def test_the_difference_is_relative_by_block_and_the_largest():

@@ -885,7 +885,7 @@ def test_compiled_runs_of_one_process_share_nothing(por, monkeypatch):
 @pytest.mark.parametrize("guide", ["weighted", "q"])
 def test_captured_updates_are_the_eager_ones(por, guide):
     torch.set_float32_matmul_precision("highest")
-    # 5 to warm up, 3 graphs of 20, 7 single ones
+    # 20 single ones, 2 graphs of 20, 12 single ones
     agree(*(trained(por, "cuda", execution, guide, 72) for execution in ("eager", "capture")), 1e-3)
 
 
