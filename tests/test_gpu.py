@@ -237,6 +237,7 @@ def test_what_is_told_to_end_brings_home_what_there_is(tmp_path):
         process.stdout.readline()  # the machine; the first comparison begins
         time.sleep(1)
         process.terminate()
+        process.communicate()
     assert process.returncode == 143
     with tarfile.open(tmp_path / "out/gpu.tar.gz") as archive:
         assert "check.json" in archive.getnames()
