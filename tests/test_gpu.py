@@ -307,6 +307,12 @@ def test_the_page_tells_what_the_stored_checks_found():
     ends = [f"{entry['first']:.1e} and {entry['largest']:.1e}" for entry in anew]
     assert all(entry["agree"] for entry in anew)
     assert f"IQL {ends[0]}, TD3+BC {ends[1]} beside {anew[1]['last_bit']:.1e} of eager" in text
+    anew = [stored("check-cpu-turns-unguarded")[f"{what} eager and compile"]
+            for what in ("td3_bc", "spot")]
+    ends = [f"{entry['first']:.1e} and {entry['largest']:.1e} beside {entry['last_bit']:.1e}"
+            for entry in anew]
+    assert all(entry["agree"] for entry in anew)
+    assert f"TD3+BC {ends[0]}, SPOT {ends[1]}." in text
 
 
 def test_the_page_tells_how_eager_and_compiled_trainings_ended():
