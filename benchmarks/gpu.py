@@ -20,7 +20,8 @@ newer, Python 3.11 or newer), and nothing else: no network, no dataset. The part
   on the card and before the others: nine sets of five seeds in 30 minutes, extrapolated from the
   sets that were trained.
 
-    python benchmarks/gpu.py --parts check speed --budget-seconds 540 --out out   # again: goes on
+    python benchmarks/gpu.py --parts check --budget-seconds 540 --out out         # again: goes on
+    python benchmarks/gpu.py --parts speed --execution capture --budget-seconds 540 --out out # too
     python benchmarks/gpu.py --parts train --scripts iql --datasets hopper-medium \\
         halfcheetah-medium walker2d-medium --budget-seconds 540 --out out
     python benchmarks/gpu.py --parts train --budget-seconds 540 --out out         # too
