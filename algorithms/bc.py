@@ -536,7 +536,7 @@ class Run:
             options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # nothing changes
                        "cpp_wrapper": self.device.type == "cpu"}  # compiles twice as fast
             for n, update in enumerate(self.updates):  # code of its own: no guard tells runs apart
-                update.__code__, own = update.__code__.replace(), options.copy()  # one is popped
+                update.__code__, own = update.__code__.replace(), {**options}  # compile() pops some
                 self.updates[n] = torch.compile(update, fullgraph=True, options=own)
         self.graph, self.began, self.sums = None, self.step, None
         if self.execution == "capture":  # no graph records the default stream: leave it for good
