@@ -54,6 +54,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -155,16 +156,21 @@ class StackedLayerNorm(nn.Module):
         return F.layer_norm(x, x.shape[-1:]) * self.weight + self.bias
 
 
-def mlp(copies: int, dims: list[int], layer_norm: bool = False) -> nn.Sequential:
+def mlp(copies: int, dims: list[int]) -> nn.Sequential:
     """Build ReLU networks with layers of these sizes: (copies, B, in) -> (copies, B, out)."""
     layers = []
-    for fan_in, fan_out in zip(dims[:-2], dims[1:-1], strict=True):
-        layers.append(StackedLinear(copies, fan_in, fan_out))
-        if layer_norm:
-            layers.append(StackedLayerNorm(copies, fan_out))
-        layers.append(nn.ReLU())
-    layers.append(StackedLinear(copies, dims[-2], dims[-1]))
-    return nn.Sequential(*layers)
+    for fan_in, fan_out in pairwise(dims):
+        layers += [StackedLinear(copies, fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def layer_norm_mlp(copies: int, dims: list[int]) -> nn.Sequential:
+    """Build ReLU networks with LayerNorm before every ReLU: (copies, B, in) -> (copies, B, out)."""
+    layers = []
+    for fan_in, fan_out in pairwise(dims):
+        layers += [StackedLinear(copies, fan_in, fan_out), StackedLayerNorm(copies, fan_out)]
+        layers += [nn.ReLU()]
+    return nn.Sequential(*layers[:-2])
 
 
 class Value(nn.Module):
@@ -172,7 +178,8 @@ class Value(nn.Module):
 
     def __init__(self, num_seeds: int, obs_dim: int, hidden: int, layer_norm: bool):
         super().__init__()
-        self.net = mlp(2 * num_seeds, [obs_dim, hidden, hidden, 1], layer_norm)
+        build = layer_norm_mlp if layer_norm else mlp
+        self.net = build(2 * num_seeds, [obs_dim, hidden, hidden, 1])
 
     def forward(self, obs):
         v = self.net(obs.repeat_interleave(2, dim=0))
