@@ -7,12 +7,13 @@ PY := .venv/bin/python
 # Progress shows line by line in a log file too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run test sync diffstat benchmarks clean
+.PHONY: help run test format sync diffstat benchmarks clean
 .NOTPARALLEL:
 
 help:
 	@echo "make run    set-up, small dataset, short POR training and its curve; again: goes on"
-	@echo "make test   set-up, then all tests"
+	@echo "make test   set-up, then the tests; SLOW=1 adds those that compile or run whole commands"
+	@echo "make format  ruff's layout for all Python files, and what ruff can correct"
 	@echo "make benchmarks  README's tables and pictures from benchmarks/results/, and their checks"
 	@echo "make sync   carries what scripts share from por.py to the others (MODEL=algorithms/x.py)"
 	@echo "make diffstat  by how many lines the scripts differ"
@@ -52,15 +53,22 @@ run: .venv/installed
 
 # A process for each core; the tests of one file share fixtures and stay together.
 test: .venv/installed
-	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile --durations=10 tests
+	$(PY) -m ruff format --check algorithms benchmarks tests
+	$(PY) -m ruff check algorithms benchmarks tests
+	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile --durations=10 \
+	  -m "$(if $(SLOW),,not slow)" tests
+
+format: .venv/installed
+	$(PY) -m ruff check --fix-only algorithms benchmarks tests
+	$(PY) -m ruff format algorithms benchmarks tests
 
 MODEL ?= algorithms/por.py
 
 sync: .venv/installed
-	$(PY) tests/sync.py --model $(MODEL)
+	$(PY) -m tests.sync --model $(MODEL)
 
 diffstat: .venv/installed
-	$(PY) tests/sync.py --diffstat
+	$(PY) -m tests.sync --diffstat
 
 benchmarks: .venv/installed
 	$(PY) benchmarks/tables.py

@@ -1,116 +1,174 @@
-"""Carry the shared parts of one script to all others, or count by how much scripts differ.
+"""Carry the text that scripts share from one script to the others, or count where they differ.
 
-Scripts import nothing of each other; what they share, they share as equal text (tests/test_style.py
-enforces it). So a change is made in one script and copied: every function, class, constant and
-block of imports of the plumbing that both scripts define gets the text of the first. Names that
-differ by design (tests/test_style.py, ALLOWED_TO_DIFFER) are left alone, and so are the imports of
-demonstrations, which have a plumbing of their own. Nothing is added or removed; a script in which
-two such parts stand in another order keeps its order.
+Scripts import nothing of each other; what they share, they share as equal text, and
+tests/test_style.py sees to it. So a change is made in one script and copied: every function, class
+and constant that both scripts define gets the text of the first, with the comments above it. Names
+that differ by design stand in ALLOWED_TO_DIFFER and are left alone. Nothing is added to a script or
+removed from it; what the model's shared part has and a script lacks is reported.
 
-    python tests/sync.py --model algorithms/por.py            # changes the other scripts
-    python tests/sync.py --model algorithms/por.py --dry-run  # only says what would change
-    python tests/sync.py --diffstat                           # lines by which scripts differ
+    python -m tests.sync                              # carries por.py's text to the other scripts
+    python -m tests.sync --model algorithms/iql.py    # carries iql.py's text
+    python -m tests.sync --dry-run                    # only says what would change
+    python -m tests.sync --diffstat                   # lines by which scripts differ
 """
 
 import ast
 import difflib
+import sys
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import tyro
-from test_style import ALLOWED_TO_DIFFER, DEMONSTRATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-MARKER = "# ---- The plumbing"
+MARKER = "# From here on, the code is the same in every script\n"
+
+# Name -> the scripts that have a version of their own, each with its reason; "*" stands for all.
+# Another script may use a version of theirs, so that a copy of such a script is in order.
+ALLOWED_TO_DIFFER = {
+    "Args": {"*": "each algorithm has fields of its own; the common ones are compared"},
+    "SETTINGS": {"*": "the published settings of the algorithm"},
+    "Algorithm": {"*": "the class that main() trains"},
+    "prepare_data": {"*": "what the algorithm does to the data before it trains"},
+    "train": {"iql": "its last phase acts in environments"},
+}
 
 
 @dataclass
 class Args:
-    model: Path = ROOT / "algorithms" / "por.py"
-    """the script whose text the others get"""
-    dry_run: bool = False
-    """say what would change, change nothing"""
-    diffstat: bool = False
-    """print for every two scripts how many lines only one of them has, by lecture and plumbing"""
+    model: Path = ROOT / "algorithms" / "por.py"  # the script whose text the others get
+    dry_run: bool = False  # say what would change, change nothing
+    diffstat: bool = False  # print how many lines only one of two scripts has
 
 
-def parts(text: str) -> dict[str, list[tuple[int, int]]]:
-    """Top-level name -> its (first, last) lines, from 1; decorators and comments above included.
+@dataclass
+class Part:
+    """A definition at the top level of a script: lines first to last, counted from 0."""
 
-    The imports at the head of the plumbing are one part, named "imports". A name that is assigned
-    twice has two ranges.
-    """
-    lines, found = text.splitlines(), {}
-    start = next((i for i, line in enumerate(lines, 1) if line.startswith(MARKER)), len(lines))
+    first: int
+    last: int
+    text: str
+    shared: bool  # does it stand below MARKER?
+
+
+def name_of(node: ast.stmt) -> str | None:
+    """Return what a statement defines: a function, a class, a constant or a registration."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return node.name
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        return ast.unparse(node.value.func)
+    return None
+
+
+def parts(text: str) -> dict[str, Part]:
+    """Find the definitions of a script. Neighbours of the same name are one part."""
+    lines = text.splitlines()
+    start = len(text.partition(MARKER)[0].splitlines())
+    found = {}
+    previous = None
     for node in ast.parse(text).body:
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
-        while first > 1 and lines[first - 2].startswith("#") and MARKER not in lines[first - 2]:
-            first -= 1
-        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-            name = node.name
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            name = node.targets[0].id
-        elif isinstance(node, (ast.Import, ast.ImportFrom)) and node.lineno > start and (
-                "imports" not in found or node.lineno == found["imports"][0][1] + 1):
-            found["imports"] = [(found.get("imports", [(first,)])[0][0], node.end_lineno)]
-            continue
-        else:
-            continue
-        found.setdefault(name, []).append((first, node.end_lineno))
+        name = name_of(node)
+        if name is not None:
+            first = min([node.lineno, *(line.lineno for line in decorators(node))]) - 1
+            while first > 0 and is_comment(lines[first - 1]):
+                first -= 1
+            if name in found and name != previous:
+                raise SystemExit(f"{name} is defined twice")
+            if name in found:
+                first = found[name].first
+            part_text = "\n".join(lines[first : node.end_lineno])
+            found[name] = Part(first, node.end_lineno - 1, part_text, first >= start)
+        previous = name
     return found
 
 
-def synced(text: str, model: str, differ: set[str]) -> tuple[str, list[str]]:
-    """`text` with the parts that it shares with `model` in the model's words, and their names.
+def decorators(node: ast.stmt) -> list:
+    """Return the decorators of a function or class."""
+    return node.decorator_list if isinstance(node, ast.FunctionDef | ast.ClassDef) else []
 
-    Raises SystemExit if a name has another number of definitions in the two.
+
+def is_comment(line: str) -> bool:
+    """Is this a comment, but no heading?"""
+    return line.startswith("#") and not line.startswith("# ---")
+
+
+def may_differ(name: str, script: str) -> bool:
+    """Does a script have a version of its own of this name?"""
+    scripts = ALLOWED_TO_DIFFER.get(name, {})
+    return "*" in scripts or script in scripts
+
+
+def synced(script: str, texts: dict[str, str], model: str) -> tuple[str, list[str]]:
+    """Return a script's text with the model's version of what they share, and the changed names.
+
+    `texts` holds the texts of all scripts by their names.
     """
-    lines, other = text.splitlines(), model.splitlines()
-    mine, theirs = parts(text), parts(model)
-    changes, names = [], []
-    for name in mine.keys() & theirs.keys() - differ:
-        if len(mine[name]) != len(theirs[name]):
-            raise SystemExit(f"{name} is defined {len(mine[name])} times, {len(theirs[name])} times "
-                             "in the model: make them equal by hand")
-        for (first, last), (start, end) in zip(mine[name], theirs[name]):
-            if lines[first - 1:last] != other[start - 1:end]:
-                changes.append((first, last, other[start - 1:end]))
-                names.append(name)
-    for first, last, new in sorted(changes, reverse=True):
-        lines[first - 1:last] = new
-    return "\n".join(lines) + "\n", sorted(set(names))
+    lines = texts[script].splitlines()
+    mine = parts(texts[script])
+    theirs = parts(texts[model])
+    changed = []
+    for name in mine.keys() & theirs.keys():
+        if may_differ(name, script) or may_differ(name, model):
+            continue
+        owners = [other for other in texts if may_differ(name, other)]
+        versions = [parts(texts[owner])[name].text for owner in owners]
+        if mine[name].text not in (theirs[name].text, *versions):
+            changed.append(name)
+    for name in sorted(changed, key=lambda name: mine[name].first, reverse=True):
+        lines[mine[name].first : mine[name].last + 1] = theirs[name].text.splitlines()
+    return "\n".join(lines) + "\n", sorted(changed)
 
 
-def own_parts(path: Path) -> set[str]:
-    """Names whose text is the script's own."""
-    return {*ALLOWED_TO_DIFFER, *["imports"] * (path.name in DEMONSTRATIONS)}
+def lacking(text: str, model: str) -> list[str]:
+    """Return the names of the model's shared part that a script does not define."""
+    mine = parts(text)
+    return [name for name, part in parts(model).items() if part.shared and name not in mine]
 
 
 def differing_lines(one: str, other: str) -> int:
-    """Lines that only one of two texts has."""
-    return sum(line[0] in "+-" for line in difflib.ndiff(one.splitlines(), other.splitlines()))
+    """Count the lines that only one of two texts has."""
+    lines = difflib.ndiff(one.splitlines(), other.splitlines())
+    return len([line for line in lines if line[0] in "+-"])
+
+
+def read_scripts(folder: Path = ROOT / "algorithms") -> dict[str, str]:
+    """Return the texts of all scripts that have MARKER by their names, without the ending."""
+    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py"))}
+    return {script: text for script, text in texts.items() if MARKER in text}
+
+
+def print_differences(texts: dict[str, str]) -> None:
+    """Print a table: for every two scripts, the lines of each half that only one of them has."""
+    print(f"{'':20}{'algorithm':>10}{'shared':>10}")
+    for one, other in combinations(texts, 2):
+        counts = []
+        for half in (0, 2):
+            pair = [texts[script].partition(MARKER)[half] for script in (one, other)]
+            counts.append(differing_lines(*pair))
+        print(f"{one + ' ' + other:20}{counts[0]:10}{counts[1]:10}")
 
 
 def main() -> None:
     args = tyro.cli(Args, description=__doc__)
-    scripts = sorted((ROOT / "algorithms").glob("*.py"))
+    texts = read_scripts()
     if args.diffstat:
-        print(f"{'':24}{'lecture':>9}{'plumbing':>9}")
-        for one, other in combinations(scripts, 2):
-            halves = [path.read_text().partition(MARKER)[::2] for path in (one, other)]
-            counts = [differing_lines(*pair) for pair in zip(*halves)]
-            print(f"{one.stem + ' ' + other.stem:24}{counts[0]:9}{counts[1]:9}")
+        print_differences(texts)
         return
-    if not args.model.is_file():
-        raise SystemExit(f"--model {args.model}: there is no such script")
-    for path in scripts:
-        if path.resolve() == args.model.resolve():
+    model = args.model.stem
+    if model not in texts:
+        sys.exit(f"--model {args.model}: no script of algorithms/ with the line {MARKER!r}")
+    for script in texts:
+        if script == model:
             continue
-        text, names = synced(path.read_text(), args.model.read_text(), own_parts(path))
-        print(f"{path.name}: {', '.join(names) or 'nothing to change'}")
+        text, names = synced(script, texts, model)
+        print(f"{script}.py: {', '.join(names) or 'nothing to change'}")
+        if missing := lacking(text, texts[model]):
+            print(f"    lacks {', '.join(missing)}")
         if names and not args.dry_run:
-            path.write_text(text)
+            (ROOT / "algorithms" / f"{script}.py").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
