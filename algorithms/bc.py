@@ -221,7 +221,7 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
     if args.policy == "deterministic" and task.action_low is None:
         sys.exit(f"{task.env_id} has actions without bounds; use --policy gaussian")
     chosen, held_out = choose_episodes(args, data, task)
-    columns = {key: data[key][chosen] for key in ("observations", "actions", "rewards")}
+    columns = {key: data[key][chosen] for key in ("observations", "actions")}
     columns["held_out"] = held_out[chosen].astype(np.float32)
 
     obs = data["observations"][chosen & ~held_out]
@@ -802,7 +802,7 @@ class ReplayBuffer:
 
     def __init__(self, data: dict, args: Args, device):
         self.columns = {key: torch.as_tensor(data[key], device=device).float() for key in data}
-        self.size = len(data["rewards"])
+        self.size = len(data["observations"])
         self.batch_shape = (args.num_seeds, args.batch_size)
         self.device = device
 

@@ -788,7 +788,7 @@ class ReplayBuffer:
 
     def __init__(self, data: dict, args: Args, device):
         self.columns = {key: torch.as_tensor(data[key], device=device).float() for key in data}
-        self.size = len(data["rewards"])
+        self.size = len(data["observations"])
         self.batch_shape = (args.num_seeds, args.batch_size)
         self.device = device
 
