@@ -15,8 +15,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(1, str(ROOT / "algorithms"))
 pytest.register_assert_rewrite("tests.helpers")  # its assertions show their values, too
 torch.set_num_threads(1)  # the numbers must not depend on the machine's cores
 gym.logger.min_level = gym.logger.ERROR  # the old v4 environments are meant

@@ -224,11 +224,12 @@ def load_authors(checkout: Path) -> tuple:
 def build_authors(modules: tuple, case: dict) -> tuple:
     """Return their agent with the recipe's weights, and these by name."""
     module, policy, values = modules
-    obs = case["obs_dim"]
+    obs, dtype = case["obs_dim"], torch.get_default_dtype()  # their layers are always float32
+    execute = policy.GaussianPolicy(2 * obs, case["act_dim"], hidden_dim=case["execute_hidden"])
     agent = module.POR(
-        vf=values.TwinV(obs, case["layer_norm"], hidden_dim=case["hidden"]),
-        policy=policy.GaussianPolicy(2 * obs, case["act_dim"], hidden_dim=case["execute_hidden"]),
-        goal_policy=policy.GaussianPolicy(obs, obs, hidden_dim=case["hidden"]),
+        vf=values.TwinV(obs, case["layer_norm"], hidden_dim=case["hidden"]).to(dtype),
+        policy=execute.to(dtype),
+        goal_policy=policy.GaussianPolicy(obs, obs, hidden_dim=case["hidden"]).to(dtype),
         max_steps=case["num_updates"],
         tau=case["tau"],
         alpha=case["alpha"],
@@ -237,7 +238,8 @@ def build_authors(modules: tuple, case: dict) -> tuple:
     networks = {"v1": agent.vf.v1, "v2": agent.vf.v2, "target1": agent.v_target.v1}
     networks |= {"target2": agent.v_target.v2, "guide": agent.goal_policy, "execute": agent.policy}
     if case["guide"] == "q":
-        agent.pretrain_init(policy.GaussianPolicy(obs, obs, hidden_dim=case["hidden"]))
+        behavior = policy.GaussianPolicy(obs, obs, hidden_dim=case["hidden"])
+        agent.pretrain_init(behavior.to(dtype))
         networks["behavior"] = agent.b_goal_policy
     weights = draw_weights(case, case["seed"])
     parameters = {}
