@@ -1,177 +1,236 @@
-"""Draw the learning curves of runs: evaluation score against gradient updates, one curve a run.
+"""Draw learning curves: evaluation against updates, one panel per dataset, one line per run.
 
-The line is the mean over the run's seeds, the band spans them, thin lines are the single seeds. A
-diamond is the final evaluation, which has more episodes. The dashed line is what the data's own
-episodes score on average: the behaviour policy's level, which offline RL wants to exceed.
+    python -m benchmarks.plot runs/quickstart --out curve.png
+    python -m benchmarks.plot runs/grid/hopper-medium/* --out hopper.png --title Hopper
+    python -m benchmarks.plot benchmarks/scores/results/antmaze-umaze/*.json --out umaze.pdf
 
-    python benchmarks/plot.py runs/quickstart --out curve.png
-    python benchmarks/plot.py runs/por-q runs/por-weighted --out curve.png --title Hopper
-
-A run that still trains may be drawn; its result.json is replaced in one step.
+A run is a run folder or a result.json; one that still trains may be drawn. The line is the mean
+over seeds, the band goes from the lowest seed to the highest. An algorithm has the same colour and
+marker in every figure of the project; its variants differ in their dashes. The grey line is what
+the episodes of the data score on average, which offline RL wants to exceed.
 """
 
-import json
+import math
+import sys
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import matplotlib
-import numpy as np
 import tyro
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks.common import (
+    DASHES,
+    DATA_COLOR,
+    algorithm_color,
+    algorithm_marker,
+    algorithm_name,
+    mean_and_spread,
+    short_number,
+)
+from benchmarks.scores.reading import CIRCUMSTANCES, Row, make_rows, read_result
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, without black and yellow
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-# Arguments that differ between runs without making them different methods
-CIRCUMSTANCES = {"env", "dataset_file", "seed", "num_seeds", "eval_every", "eval_episodes",
-                 "final_eval_episodes", "eval_workers", "device", "run_dir", "checkpoint_every",
-                 "eval_only"}
-# Arguments that every script has; the others are the algorithm's own
-COMMON = CIRCUMSTANCES | {"num_updates", "batch_size", "precision", "execution"}
+STYLE = {
+    "font.size": 14,
+    "axes.titlesize": 15,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 2.6,
+}
+# Arguments of no algorithm: the first casting had some more.
+IGNORED = CIRCUMSTANCES | {"precision", "eval_workers", "checkpoint_every", "eval_only"}
 
 
 @dataclass
 class Args:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """run folders, each with a result.json"""
-    out: Path
-    """image to write; its ending (.png, .pdf, .svg) is the format"""
-    title: str | None = None
-    """headline (default: the environments' names)"""
-    band: Literal["minmax", "std"] = "minmax"
-    """what the band spans: lowest to highest seed, or mean ± standard deviation over seeds"""
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # run folders or result.json files
+    out: Path  # image to write; its ending (.png, .pdf, .svg) is the format
+    title: str | None = None  # headline of the figure
 
 
-def read_run(folder: Path) -> dict:
-    """The result.json of a run, with `curve` (evaluations, seeds) and `updates` (evaluations,).
+# --------------------------------------------------------------------------------------------------
+# What is drawn
+# --------------------------------------------------------------------------------------------------
 
-    Raises SystemExit if there is none, it is damaged, or nothing has been evaluated yet.
-    """
-    path = folder / "result.json"
+
+def read_run(path: Path) -> list[Row]:
+    """Return a row for every evaluated phase of a run."""
+    if path.is_dir():
+        path = path / "result.json"
     try:
-        run = json.loads(path.read_text())
-        evaluations = run["evaluations"]
-        run["updates"] = np.array([e["update"] for e in evaluations], float)
-        run["curve"] = np.array([e["scores"] for e in evaluations], float)
-        needed = run["script"], run["args"], run["finished"], run["task"]["data_score"]
-        needed += tuple(run["task"][k] for k in ("name", "source", "env_id", "ref_min"))
-    except OSError as error:
-        raise SystemExit(f"no run in {folder}: cannot read {path} ({error.strerror}); a run "
-                         "writes it with its first checkpoint")
-    except (ValueError, KeyError, TypeError) as error:
-        raise SystemExit(f"{path} is not a run's result ({type(error).__name__}: {error})")
-    if not len(evaluations):
-        raise SystemExit(f"{path} holds no evaluation yet; wait for the first, or train with "
-                         "a smaller --eval-every")
-    return run
+        rows = make_rows(path, read_result(path))
+    except ValueError as error:
+        sys.exit(str(error))
+    if not rows:
+        sys.exit(f"{path} has no evaluation yet; wait for the first one")
+    return rows
 
 
-def dataset_label(task: dict) -> str:
-    return task["name"].removeprefix("rebuilt/") + " (rebuilt data)" * (task["source"] == "rebuilt")
+def label_by_differences(rows: list[Row]) -> None:
+    """Label every row by its algorithm, and by the options in which the runs of it differ.
 
-
-def variant(run: dict) -> dict:
-    """The algorithm's own arguments that are words, such as POR's guide."""
-    return {k: v for k, v in run["args"].items() if k not in COMMON and isinstance(v, str)}
-
-
-def curve_label(run: dict, runs: list[dict]) -> str:
-    """Algorithm, variant, dataset, result.
-
-    Other settings only where they tell apart runs that are equal in these: a variant may come with
-    numbers of its own, and all of them would not fit into a line.
+    Options that are words, such as POR's guide, bring numbers of their own with them. So numbers
+    are told only where runs on one dataset agree in all words.
     """
-    kind = lambda r: (r["script"], variant(r), r["task"]["name"])
-    rivals = [r["args"] for r in runs if kind(r) == kind(run)]
-    told = variant(run) | {k: v for k, v in run["args"].items()
-                           if k not in CIRCUMSTANCES and any(r.get(k) != v for r in rivals)}
-    words = [run["script"].upper().replace("_", "-")]
-    words += [f"{key.replace('_', ' ')} {value}" for key, value in told.items()]
-    seeds = run["curve"].shape[1]
-    last = run["curve"][-1]
-    spread = f" ± {last.std():.1f}" if seeds > 1 else ""
-    end = f"final {last.mean():.1f}{spread}" if run["finished"] else "still in training"
-    return (f"{', '.join(words)} on {dataset_label(run['task'])}: {end}, "
-            f"{seeds} seed{'s' * (seeds > 1)}")
+    for row in rows:
+        members = [other for other in rows if other.script == row.script]
+        words = differing_options(row, members, of_words=True)
+        rivals = [
+            other
+            for other in members
+            if other.dataset == row.dataset
+            and all(other.args.get(key) == row.args[key] for key in words)
+        ]
+        told = [row.args[key] for key in words]
+        for key in differing_options(row, rivals, of_words=False):
+            told.append(f"{key.replace('_', ' ')} {row.args[key]}")
+        name = algorithm_name(row.script)
+        row.label = f"{name} ({', '.join(told)})" if told else name
 
 
-def thousands(number: float, _=None) -> str:
-    """1500 -> '1.5k', 2000000 -> '2M'."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:g}{unit}"
-    return f"{number:g}"
+def differing_options(row: Row, others: list[Row], of_words: bool) -> list[str]:
+    """Return the row's options, either those that are words or the rest, that differ in others."""
+    return [
+        key
+        for key, value in row.args.items()
+        if key not in IGNORED
+        and isinstance(value, str) == of_words
+        and any(other.args.get(key) != value for other in others)
+    ]
 
 
-def draw(runs: list[dict], title: str | None = None, band: str = "minmax") -> plt.Figure:
-    """The figure. Raises SystemExit if some runs have a score and others only a return."""
-    scored = {run["task"]["ref_min"] is not None for run in runs}
-    if len(scored) > 1:
-        names = {dataset_label(run["task"]): run["task"]["ref_min"] is not None for run in runs}
-        raise SystemExit("scores and returns do not fit one axis; without reference score: "
-                         + ", ".join(name for name, known in names.items() if not known))
-    style = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False,
-             "axes.titlesize": 15, "axes.titlelocation": "left"}
-    with plt.rc_context(style):
-        figure, axes = plt.subplots(figsize=(9, 5.6), dpi=160, layout="constrained")
-        axes.grid(axis="y", color="0.9")
-        axes.set_axisbelow(True)
-        levels = {}
-        for run in runs:
-            levels.setdefault((dataset_label(run["task"]), run["task"]["data_score"]))
-        for (name, level), dash in zip(levels, [(0, (5, 3)), (0, (1, 1.5)), (0, (7, 2, 1, 2))] * 9):
-            axes.axhline(level, color="0.35", linestyle=dash, linewidth=1.6, zorder=2,
-                         label=f"behaviour policy of {name}: {level:.1f}")
-        for number, run in enumerate(runs):
-            color, x, y = COLORS[number % len(COLORS)], run["updates"], run["curve"]
-            mean, several = y.mean(1), y.shape[1] > 1
-            axes.plot(x, mean, color=color, linewidth=2.6, zorder=4, label=curve_label(run, runs),
-                      marker="o" if len(x) == 1 else None,
-                      linestyle="-" if number < len(COLORS) else "-.")
-            if several:
-                low, high = ((y.min(1), y.max(1)) if band == "minmax"
-                             else (mean - y.std(1), mean + y.std(1)))
-                axes.fill_between(x, low, high, color=color, alpha=0.16, linewidth=0)
-                axes.plot(x, y, color=color, linewidth=0.8, alpha=0.45, zorder=3)
-            if run["finished"]:
-                axes.plot(x[-1], mean[-1], "D", color=color, markersize=9, zorder=5,
-                          markeredgecolor="white", markeredgewidth=1.4, clip_on=False)
-        axes.set_xlim(left=0)
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]) if scored == {True} else None)
-        axes.xaxis.set_major_formatter(thousands)
-        axes.set_xlabel("gradient updates")
-        axes.set_ylabel("D4RL-normalized score" if scored == {True} else "return")
-        environments = dict.fromkeys(run["task"]["env_id"] for run in runs)
-        axes.set_title(title or ", ".join(environments), pad=24, weight="bold")
-        notes = ["line: mean over seeds"]
-        if any(run["curve"].shape[1] > 1 for run in runs):
-            spans = "lowest to highest seed" if band == "minmax" else "± 1 standard deviation"
-            notes += [f"band: {spans}", "thin: each seed"]
-        if any(run["finished"] for run in runs):
-            notes += ["diamond: final, ± deviation"]
-        axes.text(0, 1.02, "; ".join(notes), transform=axes.transAxes, color="0.35", fontsize=10,
-                  in_layout=False)  # a long line must not narrow the axes
-        handles, labels = axes.get_legend_handles_labels()
-        order = sorted(range(len(labels)), key=lambda i: labels[i].startswith("behaviour"))
-        figure.legend([handles[i] for i in order], [labels[i] for i in order], frameon=False,
-                      loc="outside lower left", fontsize=10.5)
+def dataset_label(name: str) -> str:
+    """Return a dataset's name without what every reader can spare."""
+    if name.startswith("rebuilt/"):
+        return name.removeprefix("rebuilt/").removesuffix("-v0").replace("/", " ") + " (rebuilt)"
+    return name
+
+
+def panel_name(row: Row) -> str:
+    """Return the title of the panel that a row belongs to. Scores and returns never share one."""
+    name = dataset_label(row.dataset)
+    if row.phase == "online" and row.args.get("online_steps"):
+        name += ", fine-tuning"
+    return name
+
+
+def value_label(row: Row) -> str:
+    return "D4RL-normalized score" if row.scored else "return"
+
+
+def dashes_of(rows: list[Row]) -> dict[str, object]:
+    """Return the line style of every label: the variants of one algorithm differ."""
+    styles = {}
+    for script in dict.fromkeys(row.script for row in rows):
+        labels = sorted({row.label for row in rows if row.script == script})
+        for i, label in enumerate(labels):
+            styles[label] = DASHES[i % len(DASHES)]
+    return styles
+
+
+# --------------------------------------------------------------------------------------------------
+# Drawing
+# --------------------------------------------------------------------------------------------------
+
+
+def draw_panel(axes: plt.Axes, rows: list[Row], styles: dict) -> dict:
+    """Draw the curves of one dataset. Return the legend's entries: label -> artist."""
+    entries = {}
+    for row in rows:
+        color = algorithm_color(row.script)
+        mean = row.curve.mean(1)
+        look = {"color": color, "marker": algorithm_marker(row.script), "markersize": 9}
+        line = axes.plot(row.at, mean, linestyle=styles[row.label], markevery=[-1], **look)[0]
+        if row.seeds > 1:
+            low, high = row.curve.min(1), row.curve.max(1)
+            axes.fill_between(row.at, low, high, color=color, alpha=0.13, linewidth=0)
+        entries.setdefault(row.label, line)
+    for level in sorted({row.level for row in rows} - {None}):
+        line = axes.axhline(level, color=DATA_COLOR, linestyle=(0, (2, 2)), linewidth=2, zorder=1)
+        entries["behaviour policy"] = line
+    axes.set_xlim(left=0)
+    if rows[0].scored:
+        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.xaxis.set_major_formatter(lambda number, _: short_number(number))
+    axes.xaxis.set_major_locator(plt.MaxNLocator(5))
+    axes.set_xlabel("environment steps" if rows[0].phase == "online" else "gradient updates")
+    axes.set_ylabel(value_label(rows[0]))
+    return entries
+
+
+def draw(rows: list[Row], title: str | None = None, columns: int = 3) -> Figure:
+    """Draw all rows, whose labels say what is compared, with a panel for every dataset."""
+    panels = {}
+    for row in rows:
+        panels.setdefault((panel_name(row), value_label(row)), []).append(row)
+    columns = min(columns, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    styles = dashes_of(rows)
+    with plt.rc_context(STYLE):
+        size = (9, 6) if len(panels) == 1 else (4.9 * columns + 0.4, 4.1 * lines + 1)
+        figure, grid = plt.subplots(
+            lines, columns, figsize=size, dpi=120, squeeze=False, layout="constrained"
+        )
+        entries = {}
+        for axes, ((name, _), members) in zip(grid.flat, panels.items(), strict=False):
+            found = draw_panel(axes, members, styles)
+            entries |= {label: entries.get(label, artist) for label, artist in found.items()}
+            width = 70 if len(panels) == 1 else 34
+            axes.set_title(textwrap.fill(name, width, break_on_hyphens=False), loc="left")
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        add_legend(figure, entries, columns)
+        if title is not None:
+            figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=18)
     return figure
+
+
+def add_legend(figure: Figure, entries: dict, columns: int) -> None:
+    """Put the legend below the panels, what the data score last."""
+    labels = sorted(entries, key=lambda label: (label == "behaviour policy", label))
+    artists = [entries[label] for label in labels]
+    figure.legend(
+        artists,
+        labels,
+        loc="outside lower left",
+        frameon=False,
+        ncols=min(len(labels), 2 * columns if max(map(len, labels)) < 30 else columns),
+        handlelength=3,
+    )
+
+
+def save_figure(figure: Figure, path: Path, **options) -> None:
+    """Write the figure in one step, and close it."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(temporary, **options)
+        temporary.replace(path)
+    except (OSError, ValueError) as error:
+        sys.exit(f"{path} cannot be written: {error}")
+    finally:
+        temporary.unlink(missing_ok=True)
+        plt.close(figure)
 
 
 def main(words: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=words, description=__doc__)
     if not args.runs:
-        raise SystemExit("name at least one run folder")
-    figure = draw([read_run(folder) for folder in args.runs], args.title, args.band)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(args.out)
-    except (OSError, ValueError) as error:
-        raise SystemExit(f"cannot write {args.out}: {error}")
-    finally:
-        plt.close(figure)
+        sys.exit("name at least one run folder or result.json")
+    rows = [row for path in args.runs for row in read_run(path)]
+    label_by_differences(rows)
+    for row in rows:
+        if len(rows) == 1 and row.finished:
+            row.label += f": {mean_and_spread(row.final)} at the end, {row.seeds} seeds"
+    save_figure(draw(rows, args.title), args.out)
     print(f"drew {args.out}")
 
 
