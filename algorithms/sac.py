@@ -1,776 +1,1490 @@
 """SAC: Soft Actor-Critic (Haarnoja et al., 2018; arXiv 1812.05905)
 
-The idea. A policy that must stay random keeps trying, and does not hang on one lucky value. SAC
-adds pi's entropy to the reward: Q counts what an action earns and how free its followers stay, and
-pi climbs Q as long as that pays for the randomness it costs. The price of randomness, the
-temperature alpha, is learned too, so that the entropy meets -|A|, minus one per dimension.
+A policy that must stay random keeps trying, and does not rely on one lucky value. SAC adds pi's
+entropy to the reward: Q counts what an action earns and how random its successors are, and pi
+climbs Q as long as that pays for the randomness it costs. The price of randomness, the temperature
+alpha, is learned, too, so that the entropy meets -|A|: minus one per dimension of the action.
 
     (1) target       y = r + gamma (min_i Q'_i(s', a') - alpha log pi(a'|s')),       a' ~ pi(.|s')
     (2) critic       min  E  (y - Q_i(s, a))^2,                                      i = 1, 2
     (3) policy       min  E  alpha log pi(a~|s) - min_i Q_i(s, a~),                  a~ ~ pi(.|s)
     (4) temperature  min  E  -log alpha (log pi(a~|s) - |A|)
-    (5) action       a = tanh(mean(s) + deviation(s) e),  e ~ N(0, 1);  gradients go through a~
+    (5) action       a = tanh(mean(s) + std(s) e),  e ~ N(0, 1);  gradients pass through a~
 
-Online, `--env` with a Gymnasium id, it learns from scratch: uniform actions, then an update after
-each step of pi; a time limit is no terminal state. D4RL's datasets come from such trainings.
-Offline, `--env` with a dataset, it must fail, and that is why this file stands here. (1) asks Q
-for actions that the data lack, where it extrapolates, and (3) seeks those that it overrates. Online
-the next episode would try them and correct Q; here nothing does, and (1) feeds Q its own errors.
+Online, where `--env` is a Gymnasium id, SAC learns from scratch: first from uniform actions, then
+with an update after each step of pi. A time limit is no terminal state. D4RL's datasets come from
+such trainings. Offline, where `--env` is a dataset, it must fail, and that is why this file stands
+here. (1) asks Q for actions that the data lack, where Q is extrapolated, and (3) looks for those
+that Q overrates. Online, the next episode would try them and correct Q. Offline nothing does, and
+(1) feeds Q its own errors.
 
-As rlkit, D4RL's learner (github rail-berkeley/rlkit @ ac45a9d, sac.py):
-- All losses see the networks as they were before the update. Q' is a slow copy of Q.
-- Networks, and the entropy, see actions as parts of their bounds, in [-1, 1].
-Unlike it:
-- PyTorch's initial weights, not tiny last layers. An update after each step, not 1,000 after each
-  1,000; before all --random-steps uniform actions, not 1,000 of the untrained pi.
-- The buffer keeps every step. All `--num-seeds` train at once as batched products, each with its
-  own environment, buffer, weights and temperature.
+As in rlkit, D4RL's learner (github rail-berkeley/rlkit @ ac45a9d, sac.py):
+- All losses see the networks as they were before the update. Q' is a slowly moving copy of Q.
+- Actions, and the entropy, are those of actions that are scaled to [-1, 1].
+In these points we differ:
+- PyTorch's initial weights, not tiny last layers. One update after each step, not 1,000 after each
+  1,000 steps. Before all, --random-steps uniform actions, not 1,000 of the untrained pi; with
+  --num-seeds, all agents begin with the same ones.
+- The buffer keeps every step.
 
-    python algorithms/sac.py --env Hopper-v4 --num-updates 300000 --snapshot-every 1000     # online
-    python algorithms/sac.py --env Pendulum-v1 --random-steps 1000 --num-updates 10000    # minutes
-    python algorithms/sac.py --env rebuilt/hopper/medium-v0                   # expected to fail
+`--num-seeds 5` trains five independent agents in one process as batched matrix products, each in an
+environment of its own. They share one random stream, so seed 3 alone is another run than seed 3 of
+five.
+
+    python algorithms/sac.py --env Hopper-v4 --num-updates 300000         # online, from scratch
+    python algorithms/sac.py --env Pendulum-v1 --random-steps 1000 --num-updates 10000  # minutes
+    python algorithms/sac.py --env hopper-medium-v2                       # expected to fail
+    python algorithms/sac.py --resume runs/sac-...                        # continue a stopped run
 """
 
+import copy
+import difflib
+import fnmatch
+import hashlib
+import http.client
+import importlib
+import io
+import json
 import math
-from dataclasses import dataclass
-from typing import Literal
+import os
+import platform
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+
+import gymnasium as gym
+import h5py
+import minari
+import mujoco
+import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+import tyro
+from gymnasium.envs.mujoco.ant_v5 import AntEnv
+from minari.storage.datasets_root_dir import get_dataset_path
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+# --------------------------------------------------------------------------------------------------
+# Arguments
+# --------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Args:
-    env: str = "hopper-medium-v2"  # D4RL name, Minari or rebuilt id; with a file: Gymnasium id
-    dataset_file: str | None = None  # HDF5 in D4RL's layout, instead of the named dataset
-    seed: int = 0  # first seed
-    num_seeds: int = 1  # train seeds seed, seed + 1, ... at once
-    num_updates: int = 1_000_000  # gradient updates; schedules end here
-    batch_size: int = 256  # transitions per update and seed
-    eval_every: int = 5_000  # updates between evaluations
-    eval_episodes: int = 10  # episodes per evaluation and seed
-    final_eval_episodes: int = 100  # episodes of the last evaluation, the headline
-    eval_workers: int | None = None  # processes to evaluate in; None: on CUDA one a thread, else 0
-    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto takes CUDA where there is one
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: fastest products that keep scores
-    execution: Literal["auto", "eager", "compile", "capture"] = "auto"  # capture: CUDA graphs
-    run_dir: str | None = None  # logs and checkpoint; an unfinished run in it goes on
-    checkpoint_every: int = 10_000  # updates between checkpoints
-    eval_only: bool = False  # evaluate the checkpoint in --run-dir and stop
-    # SAC's own; None takes the setting of all tasks
-    lr: float | None = None  # Adam's rate for Q, pi and the temperature, constant
-    random_steps: int | None = None  # uniform actions per seed before the first update, if online
-    snapshot_every: int | None = None  # updates between copies of pi in snapshots/; None: no copy
+    # --- Experiment ---
+    env: str = "hopper-medium-v2"  # D4RL name, Minari id or, with --dataset-file, Gymnasium id
+    dataset_file: str | None = None  # HDF5 file in D4RL's layout; None: the named dataset
+    seed: int = 0  # seed of the run's random numbers
+    num_seeds: int = 1  # independent agents, trained together
+    num_updates: int = 1_000_000  # gradient updates
+    batch_size: int = 256  # transitions per update and agent
+    run_dir: str | None = None  # output folder; None: a new one in runs/
+    resume: str | None = None  # folder of a stopped run, which has its arguments; None: begin
+    # --- Evaluation ---
+    eval_every: int = 5_000  # updates between evaluations, each of which also saves the run
+    eval_episodes: int = 10  # episodes per evaluation and agent
+    final_eval_episodes: int = 100  # episodes per agent of the last evaluation
+    # --- Hardware ---
+    device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda if available
+    execution: Literal["auto", "eager", "compile", "graph"] = "auto"  # auto: graph on CUDA
+    # --- SAC ---
+    random_steps: int = 10_000  # online: uniform actions before the first update
+    snapshot_every: int = 0  # online: updates between copies of pi in snapshots/; 0: none
+    lr: float = 3e-4  # learning rate of Q, pi and the temperature
     discount: float = 0.99  # gamma
-    polyak: float = 0.005  # step of Q' towards Q
-    hidden: int = 256  # width of all networks
+    polyak: float = 0.005  # update rate of the target network Q'
+    hidden: int = 256  # hidden units of all networks
 
-    @property
-    def online_steps(self) -> int:
-        """Steps in the environment, one before each update, if env names no dataset; else 0."""
-        return self.num_updates * (self.env in gym.registry and not self.dataset_file)
 
-SETTING_NAMES = ("lr", "random_steps")
-SETTINGS = [("?*", 3e-4, 10_000)]  # one row for all tasks: rlkit's examples/sac.py, but the steps
+# One row for all tasks: rlkit's examples/sac.py has one setting, which the defaults above are.
+SETTINGS = [("*", {})]
 
-def prepare(args: Args, rows: dict, task: dict) -> dict:
-    """Leave the rewards as they are; refuse actions without bounds."""
-    if not np.isfinite([task["act_low"], task["act_high"]]).all():
-        raise SystemExit(f"{task['env_id']}: its actions have no bounds, which SAC's tanh needs; "
-                         "choose an algorithm without one, such as POR")
-    task |= {"reward_scale": 1.0, "reward_shift": 0.0}
-    return rows
+# --------------------------------------------------------------------------------------------------
+# Networks: N independent copies of each, evaluated as batched matrix products
+# --------------------------------------------------------------------------------------------------
 
-class ReLUNet(nn.Module):
-    """`heads` ReLU networks for each of N seeds, initialised as nn.Linear is, each seed from its
-    own generator. (N, B, in) -> (N, heads // every, B, out), of heads 0, every, ..."""
-    def __init__(self, generators, dims: list[int], heads: int = 1):
+
+class StackedLinear(nn.Module):
+    """`copies` independent nn.Linear layers: (copies, B, fan_in) -> (copies, B, fan_out)."""
+
+    def __init__(self, copies: int, fan_in: int, fan_out: int):
         super().__init__()
-        self.heads, shapes = heads, list(zip(dims, dims[1:]))
-        draw = lambda *s: torch.cat([torch.rand(heads, *s, generator=g) for g in generators])
-        self.weights = nn.ParameterList([(draw(i, o) * 2 - 1) / i**0.5 for i, o in shapes])
-        self.biases = nn.ParameterList([(draw(1, o) * 2 - 1) / i**0.5 for i, o in shapes])
+        bound = fan_in**-0.5  # nn.Linear's initialisation
+        self.weight = nn.Parameter(torch.empty(copies, fan_in, fan_out).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(copies, 1, fan_out).uniform_(-bound, bound))
 
-    def forward(self, x, every: int = 1):
-        x = x.repeat_interleave(self.heads // every, 0)
-        *hidden, (b, w) = zip(self.biases, self.weights) if every == 1 else [
-            (b[::every], w[::every]) for b, w in zip(self.biases, self.weights)]
-        for bias, weight in hidden:
-            x = F.relu(torch.baddbmm(bias, x, weight))
-        with torch.autocast(x.device.type, enabled=False):  # in bf16 a value of 200 has steps of 1
-            return (x.to(w) @ w + b).unflatten(0, (-1, self.heads // every))
+    def forward(self, x):
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+def mlp(copies: int, dims: list[int]) -> nn.Sequential:
+    """Build ReLU networks with layers of these sizes: (copies, B, in) -> (copies, B, out)."""
+    layers = []
+    for fan_in, fan_out in pairwise(dims):
+        layers += [StackedLinear(copies, fan_in, fan_out), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class Critic(nn.Module):
+    """Twin Q-functions of every agent: (N, B, obs), (N, B, act) -> (N, 2, B)."""
+
+    def __init__(self, num_seeds: int, obs_dim: int, act_dim: int, hidden: int):
+        super().__init__()
+        self.net = mlp(2 * num_seeds, [obs_dim + act_dim, hidden, hidden, 1])
+
+    def forward(self, obs, action):
+        x = torch.cat([obs, action], -1).repeat_interleave(2, dim=0)
+        return self.net(x).squeeze(-1).unflatten(0, (-1, 2))
+
 
 class TanhGaussian(nn.Module):
-    """Eq. 5: a Gaussian pi(a|s) pressed into [-1, 1], both its mean and its deviation learned."""
-    def __init__(self, generators, dims: list[int], task: dict):
-        super().__init__()
-        self.net = ReLUNet(generators, [*dims[:-1], 2 * dims[-1]])
-        low, high = torch.tensor([task["act_low"], task["act_high"]])
-        self.register_buffer("center", (high + low) / 2)
-        self.register_buffer("radius", (high - low) / 2)
+    """Eq. 5: a Gaussian whose mean and std depend on s, squashed into [-1, 1]."""
 
-    def forward(self, s, noise):
-        """An action (N, B, act) in parts of its bounds, and its log density (N, B)."""
-        mean, log_std = self.net(s).squeeze(1).chunk(2, -1)
-        log_std = log_std.clamp(-20, 2)  # as rlkit
+    def __init__(self, num_seeds: int, obs_dim: int, act_dim: int, hidden: int):
+        super().__init__()
+        self.net = mlp(num_seeds, [obs_dim, hidden, hidden, 2 * act_dim])
+
+    def forward(self, obs):
+        """Return mean and logarithm of the std before the squashing: (N, B, act)."""
+        mean, log_std = self.net(obs).chunk(2, -1)
+        return mean, log_std.clamp(-20, 2)  # rlkit's bounds
+
+    def sample(self, obs):
+        """Return an action (N, B, act) and its log density (N, B)."""
+        mean, log_std = self(obs)
+        noise = torch.randn_like(mean)
         x = mean + log_std.exp() * noise
-        # log(1 - tanh(x)^2), which narrows the density, in a form that does not underflow
+        # log(1 - tanh(x)^2), by which the squashing narrows, in a form that does not underflow.
         log_slope = 2 * (math.log(2) - x - F.softplus(-2 * x))
         log_normal = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         return x.tanh(), (log_normal - log_slope).sum(-1)
 
-class SAC(nn.Module):
-    """Networks, optimisers and updates of N seeds; everything in a batch is (N, B, ...)."""
-    def __init__(self, args: Args, task: dict, generators, device):
-        super().__init__()
-        obs_dim, act_dim, hidden = task["obs_dim"], task["act_dim"], [args.hidden, args.hidden]
-        self.args, self.act_dim, self.noise_dim = args, act_dim, 2 * act_dim
-        self.critic = ReLUNet(generators, [obs_dim + act_dim, *hidden, 1], heads=2)
-        self.policy = TanhGaussian(generators, [obs_dim, *hidden, act_dim], task)
-        self.log_alpha = nn.Parameter(torch.zeros(len(generators), 1))
-        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.to(device)
-        self.optimizers = {"critic": Adam(self.critic.parameters(), args.lr),
-                           "policy": Adam(self.policy.parameters(), args.lr),
-                           "temperature": Adam([self.log_alpha], args.lr)}
-        self.phases = [("online" if args.online_steps else "train", args.num_updates, self.update)]
 
-    def explore(self, obs, noise):
-        """An action of pi for standard normal noise, (N, E, obs) -> (N, E, act)."""
-        return self.policy.center + self.policy.radius * self.policy(obs, noise)[0]
+# --------------------------------------------------------------------------------------------------
+# Algorithm
+# --------------------------------------------------------------------------------------------------
+
+
+class SAC(nn.Module):
+    """N independent agents. Tensors are (N, B, ...), actions lie in [-1, 1]."""
+
+    def __init__(self, args: Args, task: "Task", device):
+        super().__init__()
+        self.args = args
+        self.act_dim = task.act_dim
+        self.critic = Critic(args.num_seeds, task.obs_dim, task.act_dim, args.hidden)
+        self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
+        self.policy = TanhGaussian(args.num_seeds, task.obs_dim, task.act_dim, args.hidden)
+        self.log_alpha = nn.Parameter(torch.zeros(args.num_seeds))
+        self.to(device)
+
+        self.optimizers = {
+            "critic": Adam(self.critic.parameters(), args.lr),
+            "policy": Adam(self.policy.parameters(), args.lr),
+            "temperature": Adam([self.log_alpha], args.lr),
+        }
+        name = "online" if begins_without_data(args) else "train"
+        self.phases = [Phase(name, args.num_updates, [self.update])]
 
     def act(self, obs):
-        """The action at pi's mean, (N, E, obs) -> (N, E, act)."""
-        return self.explore(obs, 0.0)
+        """Return the action at pi's mean: (N, B, obs) -> (N, B, act)."""
+        mean, _ = self.policy(obs)
+        return mean.tanh()
+
+    def explore(self, obs):
+        """Return an action of pi: (N, B, obs) -> (N, B, act)."""
+        action, _ = self.policy.sample(obs)
+        return action
 
     def update(self, batch: dict) -> dict:
-        """One update of pi, alpha, Q and Q'; returns statistics of shape (N,)."""
-        args, s, s2 = self.args, batch["observations"], batch["next_observations"]
-        noise, next_noise = batch["noise"].chunk(2, -1)
-        alpha = self.log_alpha.detach().exp()
-        q = lambda critic, s, a: critic(torch.cat([s, a], -1)).squeeze(-1)
+        """Update pi, alpha, Q and Q'. Return statistics of shape (N,)."""
+        args = self.args
+        s, s2 = batch["observations"], batch["next_observations"]
+        alpha = self.log_alpha.detach().exp().unsqueeze(1)
 
-        # Eq. 1: what the next action of pi is worth, its own randomness included
+        # Eq. 1: what the next action of pi is worth, its own randomness included.
         with torch.no_grad():
-            next_a, next_log_pi = self.policy(s2, next_noise)
-            next_q = q(self.critic_target, s2, next_a).amin(1) - alpha * next_log_pi
+            next_a, next_log_pi = self.policy.sample(s2)
+            next_q = self.critic_target(s2, next_a).amin(1) - alpha * next_log_pi
             target = batch["rewards"] + args.discount * (1 - batch["terminals"]) * next_q
 
-        # Eq. 3: up the smaller Q, but not at the cost of all randomness
-        new_a, log_pi = self.policy(s, noise)
-        policy_loss = (alpha * log_pi - q(self.critic, s, new_a).amin(1)).mean(1)
+        # Eq. 3: climb the smaller Q, but not at the cost of all randomness.
+        a, log_pi = self.policy.sample(s)
+        policy_loss = (alpha * log_pi - self.critic(s, a).amin(1)).mean(1)
         minimize(self.optimizers["policy"], policy_loss)
 
-        # Eq. 4: randomness gets dearer for alpha when there is too much of it
+        # Eq. 4: alpha falls while there is more randomness than wanted.
         gap = log_pi.detach().mean(1) - self.act_dim
-        minimize(self.optimizers["temperature"], -self.log_alpha.squeeze(1) * gap)
+        minimize(self.optimizers["temperature"], -self.log_alpha * gap)
 
-        # Eq. 2: both heads regress to one target
-        a = (batch["actions"] - self.policy.center) / self.policy.radius
-        values = q(self.critic, s, a)
-        critic_loss = ((values - target.unsqueeze(1)) ** 2).mean(2).sum(1)
+        # Eq. 2: both Q-functions learn one target.
+        q = self.critic(s, batch["actions"])
+        critic_loss = ((q - target.unsqueeze(1)) ** 2).mean(2).sum(1)
         minimize(self.optimizers["critic"], critic_loss)
-        move_target(self.critic_target, self.critic, args.polyak)
-        return {"loss/critic": critic_loss, "loss/policy": policy_loss, "alpha": alpha.squeeze(1),
-                "entropy": -log_pi.mean(1), "value": values.mean((1, 2))}
+        update_target(self.critic_target, self.critic, args.polyak)
+        return {
+            "loss/critic": critic_loss,
+            "loss/policy": policy_loss,
+            "alpha": alpha.squeeze(1),
+            "entropy": -log_pi.mean(1),
+            "value": q.mean((1, 2)),
+        }
 
-# ---- The plumbing: data, tools, evaluation, logs, checkpoints; the same text in every script. ----
 
-import contextlib, copy, dataclasses, difflib, fnmatch, hashlib, io, itertools, json, os, platform
-import multiprocessing as mp, re, shlex, signal, socket, subprocess, sys, threading, time, warnings
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
-import gymnasium as gym, h5py, minari, mujoco, numpy as np, tqdm, tyro
-from torch.utils.tensorboard import SummaryWriter
-warnings.filterwarnings("ignore", module="gymnasium|minari")
-gym.logger.min_level = gym.logger.ERROR
-mujoco.set_mju_user_warning(warnings.warn)  # else MuJoCo leaves a file in the working folder
-# By kind and environment, the first 96 bits of the SHA-256 (d4rl builders of TensorFlow Datasets)
-D4RL_FILES = """random 25407aef85b5d16c0f36b414 63103ef7059db4c0819bd054 4e863bb6090cf4a461548bd4
-medium        41324e8487a9556d8cfa4538 5bdf1bc4a713c82941de4463 cf00f43add04c17fdfc2958d
-medium-replay 48d494a4770c11f48260736d e121c5f7c9857a307baa9edc e75de96a4f77acf7d4e0d6fd
-medium-expert 015db75dae5bbe8e94029b71 9d51ad87f8c905be3880d84c 6b8d7f868c45bbaedf460be7
-expert        d9fe53bb994eb1e20a99b4fa 01aa219a5f8eea5e639eccdc 2985dc3d436a8baa10e8f43f
-full-replay   27fdf7ea86e5a2cbd24d611a 56baf95963c51c1e964049a9 f2720f9d27b2acef6ec9a7d9"""
-D4RL_FILES = {f"{env}-{kind}-v2": (f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5", sha)
-              for kind, *row in map(str.split, D4RL_FILES.splitlines())
-              for env, sha in zip(("halfcheetah", "hopper", "walker2d"), row)}
-D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
-D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
-# Environment, returns that score 0 and 100 (d4rl/infos.py). v4 is D4RL's v2; v5 is another task
-D4RL_ENVS = {"halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
-             "hopper": ("Hopper-v4", -20.272305, 3234.3),
-             "walker2d": ("Walker2d-v4", 1.629008, 4592.3)}
-KEYS = "observations actions rewards terminals timeouts next_observations".split()
-LOG_EVERY = 1_000  # updates per point of a TensorBoard curve
-UPDATES_PER_GRAPH = 20  # enough to hide a CUDA graph's launch, few enough to record in seconds
+def prepare_data(args: Args, data: dict, task: "Task") -> dict:
+    """Return the columns from which batches are drawn. The rewards stay as they are."""
+    if task.action_low is None:
+        sys.exit(f"{task.env_id}: SAC's tanh needs actions with bounds; POR does not")
 
-def dataset_family(name: str) -> str:
-    """'rebuilt/hopper/medium-100k-v0', 'mujoco/hopper/medium-v0' -> 'hopper-medium'."""
-    return re.sub(r"(-\d+[km]?)?-v\d+$", "", "-".join(name.lower().split("/")[-2:]))
+    # A row without a next state is of use only where the task ended, because Q' is not asked there.
+    useful = (data["next_valid"] > 0) | (data["terminals"] > 0)
+    keys = ("observations", "actions", "rewards", "terminals", "next_observations")
+    return {key: data[key][useful] for key in keys}
 
-def fill_settings(args: Args) -> Args:
-    """Each None of `args` from the first row of SETTINGS that fits; says what that makes."""
-    name = dataset_family(args.env)
-    for pattern, *row in SETTINGS:
-        row = dict(zip(SETTING_NAMES, row))
-        if fnmatch.fnmatch(name, pattern) and all(
-                vars(args)[k] in (None, v) for k, v in row.items() if isinstance(v, str)):
-            break
-    default = ", which has no row of its own" * (pattern == "*")
-    row |= {k: v for k in row if (v := getattr(args, k)) is not None}
-    print(f"settings of {name}{default}: {', '.join(f'{k} {v}' for k, v in row.items())}")
-    return dataclasses.replace(args, **row)
 
-def d4rl_file(name: str) -> Path:
-    """D4RL's file of that dataset, where D4RL keeps it; fetched if missing, verified always."""
-    (file, sha256), problems = D4RL_FILES[name], ""
-    path = Path(os.getenv("D4RL_DATASET_DIR", "~/.d4rl/datasets"), Path(file).name).expanduser()
-    for url in [D4RL_SERVER + file, D4RL_MIRROR + path.name]:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.exists() or torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
-        except Exception as error:  # whatever the network raises
-            problems += f"\n  {url}: {error}"
-    if not path.exists():
-        raise SystemExit(f"{name}: no file {path}, and no download:{problems}\nPut it there, or "
-                         f"rebuild its like: python benchmarks/collect.py {dataset_family(name)}")
-    if not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256):
-        raise SystemExit(f"{path} has not D4RL's SHA-256: delete it, or name it by --dataset-file")
-    return path
+Algorithm = SAC  # what main() trains
 
-def read_hdf5(path) -> dict:
-    """The flat arrays of a file in D4RL's layout; next_observations only where it has them."""
-    try:
-        with h5py.File(path, "r") as file:
-            return {k: file[k][:].astype(np.float32) for k in KEYS if k in file or k != KEYS[-1]}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise SystemExit(f"{path}: no HDF5 file with numbers in {', '.join(KEYS[:-1])} ({error})")
+# --------------------------------------------------------------------------------------------------
+# Online training from scratch
+# --------------------------------------------------------------------------------------------------
 
-def read_minari(name: str) -> tuple[dict, minari.MinariDataset]:
-    """The same of a Minari dataset, downloaded if need be; it knows every next observation."""
-    parts = []
-    try:
-        for e in (dataset := minari.load_dataset(name, download=True)).iterate_episodes():
-            obs, last = e.observations, np.arange(len(e.rewards)) == len(e.rewards) - 1
-            if isinstance(obs, dict):  # in the order of gymnasium's FlattenObservation
-                obs = np.concatenate([obs[k] for k in dataset.observation_space], -1)
-            parts.append((obs[:-1], e.actions, e.rewards, e.terminations, last, obs[1:]))
-        columns = [np.concatenate(column).astype(np.float32) for column in zip(*parts)]
-        return dict(zip(KEYS, columns, strict=True)), dataset  # strict: there are episodes
-    except Exception as error:  # whatever Minari, HDF5 or the network raise
-        raise SystemExit(f"Minari dataset {name} cannot be read ({type(error).__name__}: {error}). "
-                         f"Delete {minari.storage.get_dataset_path(name)} if it is a broken copy")
 
-def load_dataset(args: Args) -> tuple[dict, dict]:
-    """All rows of the dataset (see to_rows) and the task: their source, the scoring of policies."""
-    name, local, source = args.env, minari.list_local_datasets(), None
-    env_id, *ref = next((v for k, v in D4RL_ENVS.items() if name in D4RL_FILES
-                         and name.startswith(k)), (name, None, None))
-    spec = gym.registry.get(env_id)
-    if args.dataset_file:
-        source, rows = f"file {args.dataset_file}", read_hdf5(args.dataset_file)
-    elif name in D4RL_FILES:
-        source, rows = "D4RL file", read_hdf5(d4rl_file(name))
-    elif name in local or re.match(r"(mujoco|D4RL)/.+-v\d+$", name):  # Minari's own
-        source = {"rebuilt": "rebuilt", "local": "local"}.get(name.split("/")[0], "Minari")
-        rows, data = read_minari(name)
-        env_id, *ref = map(data.storage.metadata.get, ("env_id", "ref_min_score", "ref_max_score"))
-        spec = data._eval_env_spec or data.env_spec or gym.registry.get(env_id)
-    if not (source and spec and spec.max_episode_steps):
-        near = difflib.get_close_matches(name, [*D4RL_FILES, *local, *gym.registry])
-        raise SystemExit(f"--env {name}: no such dataset (benchmarks/collect.py builds rebuilt/*) "
-                         "or, with --dataset-file, no such Gymnasium id with a time limit"
-                         + f"; did you mean {' or '.join(near)}?" * bool(near))
-    text = spec.to_json() if isinstance(spec.entry_point, str) else None  # a class has its id only
-    return to_rows(rows, {"name": name, "source": source, "ref_min": ref[0], "ref_max": ref[1],
-                          "env_id": spec.id, "env_spec": text, "horizon": spec.max_episode_steps})
+def begins_without_data(args: Args) -> bool:
+    """Is --env an environment and not a dataset?"""
+    return args.dataset_file is None and (args.env in gym.registry or ":" in args.env)
 
-def to_rows(rows: dict, task: dict) -> tuple[dict, dict]:
-    """Check flat arrays, find each row's next state; returns rows, and the task with their sizes.
-    Rows are float32: observations, next_observations (n, obs), actions (n, act), rewards, terminals
-    (n,), known (n,): is the next observation true?, ends (n,): does an episode end or is it cut? A
-    next state is the next row's, but at ends, where stored ones serve if they agree elsewhere."""
-    env, digest, n = make_env(task), hashlib.sha256(), len(rows["rewards"])
-    obs_shape, box, where = env.observation_space.shape, env.action_space, f"{task['name']}: "
-    shapes = {"observations": obs_shape, "next_observations": obs_shape, "actions": box.shape}
-    for key, array in rows.items():
-        shape = (n, *shapes.get(key, ()))
-        if array.shape != shape or array.ndim != 1 + (key in shapes):
-            raise SystemExit(f"{where}{key} has shape {array.shape}; {n} rewards and "
-                             f"{task['env_id']} ask for {shape}, and for vectors")
-        if len(bad := np.argwhere(~np.isfinite(array))):
-            raise SystemExit(f"{where}NaN or infinity in {key}, first in row {bad[0][0]}")
-        digest.update(array.tobytes())
-    ends = (rows["terminals"] > 0) | (rows["timeouts"] > 0)
-    if not ends.any():
-        raise SystemExit(f"{where}no episode ends, terminals and timeouts are never set")
-    following, known = np.roll(rows["observations"], -1, 0), ~ends & (np.arange(n) < n - 1)
-    stored, inner = rows.get("next_observations"), np.flatnonzero(ends[:-1])
-    if stored is not None and np.allclose(stored[known], following[known], atol=1e-5) and not (
-            len(inner) and np.array_equal(stored[inner], following[inner])):  # shifted by one row
-        following, known = stored, known | True
-    rows = {k: rows[k] for k in KEYS[:4]} | {
-        "next_observations": following, "known": known.astype(np.float32), "ends": ends}
-    returns = episode_returns(rows)
-    return rows, task | {
-        "obs_dim": obs_shape[0], "act_dim": box.shape[0], "act_low": box.low.tolist(),
-        "act_high": box.high.tolist(), "transitions": n, "episodes": len(returns),
-        "fingerprint": digest.hexdigest(), "data_return": float(returns.mean()),
-        "data_std": float(returns.std()), "data_score": float(score(task, returns.mean()))}
 
-def episode_returns(rows: dict) -> np.ndarray:
-    """Undiscounted returns of the complete episodes, in the order of the data."""
-    ends = np.flatnonzero(rows["ends"])
-    return np.add.reduceat(rows["rewards"][: ends[-1] + 1], [0, *ends[:-1] + 1], dtype=float)
+def random_dataset(args: Args) -> tuple[dict, "Task"]:
+    """Return what load_dataset does, of steps with uniform actions."""
+    task = make_task(args.env, "random actions", args.env)
+    env = make_env(task)
+    rng = np.random.default_rng(args.seed)
+    keys = ("observations", "actions", "rewards", "terminals", "next_observations", "timeouts")
+    columns = {key: [] for key in keys}
+    obs = reset_env(env, args.seed, 0)
+    for i in range(args.random_steps):
+        action = rng.uniform(-1, 1, task.act_dim)
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        # Agents begin an episode of their own after the last step.
+        truncated = truncated or i == args.random_steps - 1
+        step = (obs, action, np.asarray(reward).item(), terminated, next_obs, truncated)
+        for key, value in zip(keys, step, strict=True):
+            columns[key].append(value)
+        obs = next_obs
+        if terminated or truncated:
+            obs = reset_env(env, args.seed, i + 1)
+    env.close()
+    data = {key: np.array(column) for key, column in columns.items()}
+    check_data(data, task)
+    add_next_observations(data, task)
+    return data, task
 
-def score(task: dict, returns):
-    """D4RL's normalized score, 0 random to 100 expert; the return itself where none is defined."""
-    low, high = task["ref_min"], task["ref_max"]
-    return returns if low is None else 100 * (returns - low) / (high - low)
 
-def make_env(task: dict) -> gym.Env:
-    """The task's environment, its observation, which may be a Dict, as one vector."""
-    spec = task["env_spec"] and gym.envs.registration.EnvSpec.from_json(task["env_spec"])
-    env = gym.make(spec or task["env_id"], disable_env_checker=True)
-    return gym.wrappers.FlattenObservation(env)
+def save_snapshot(run: "Run") -> None:
+    """Write the policies' weights to snapshots/UPDATE.pt."""
+    folder = Path(run.args.run_dir, "snapshots")
+    folder.mkdir(exist_ok=True)
+    temporary = folder / f"{os.getpid()}.part"
+    torch.save(run.agent.policy.state_dict(), temporary)
+    temporary.replace(folder / f"{run.step}.pt")
+
+
+class OnlineBuffer:
+    """The dataset, and behind it the steps of every agent, from which it alone learns."""
+
+    def __init__(self, dataset: "ReplayBuffer", num_seeds: int, capacity: int):
+        self.dataset_size = dataset.size
+        self.batch_shape = dataset.batch_shape
+        self.device = dataset.device
+        self.capacity = capacity
+        # Where the steps of each agent begin: (N, 1)
+        starts = dataset.size + capacity * torch.arange(num_seeds, device=self.device)
+        self.starts = starts.unsqueeze(1)
+        self.columns = {}
+        for key, column in dataset.columns.items():
+            room = column.new_zeros(num_seeds * capacity, *column.shape[1:])
+            self.columns[key] = torch.cat([column, room])
+        # A tensor, so that a compiled update and a CUDA graph read its current value.
+        self.num_steps = torch.zeros(1, dtype=torch.int64, device=self.device)
+
+    def add(self, step: dict) -> None:
+        """Append one step of every agent: tensors (N, ...)."""
+        rows = (self.starts + self.num_steps).squeeze(1)
+        for key, values in step.items():
+            self.columns[key][rows] = values.to(self.columns[key])
+        self.num_steps += 1
+
+    def sample(self) -> dict:
+        """Return random rows of the dataset and of the agent's own steps, each equally likely."""
+        total = self.dataset_size + self.num_steps
+        rows = torch.rand(self.batch_shape, dtype=torch.float64, device=self.device) * total
+        rows = rows.long()
+        own_rows = self.starts + rows - self.dataset_size
+        rows = torch.where(rows < self.dataset_size, rows, own_rows)
+        return {key: column[rows] for key, column in self.columns.items()}
+
+    def state(self) -> dict:
+        """Return the agents' steps: key -> (N, steps, ...)."""
+        rows = self.starts + torch.arange(self.num_steps.item(), device=self.device)
+        return {key: column[rows].cpu() for key, column in self.columns.items()}
+
+    def load(self, state: dict) -> None:
+        """Take up what state() returned."""
+        for key, steps in state.items():
+            self.num_steps.fill_(steps.shape[1])
+            rows = self.starts + torch.arange(steps.shape[1], device=self.device)
+            self.columns[key][rows] = steps.to(self.device)
+
+
+def reset_env(env: gym.Env, *numbers: int) -> np.ndarray:
+    """Begin an episode whose start depends on these numbers, apart from those of evaluations."""
+    seed = np.random.SeedSequence(numbers).generate_state(1)
+    return env.reset(seed=int(seed[0]))[0]
+
+
+@torch.no_grad()
+def interact(run: "Run", envs: list[gym.Env], obs: list) -> None:
+    """Take one step in every agent's environment, and add it to the buffer. Change `obs`."""
+    task = run.task
+    batch = torch.as_tensor(np.stack(obs), dtype=torch.float32, device=run.device)
+    actions = run.agent.explore(batch.unsqueeze(1)).squeeze(1).clamp(-1, 1)
+    next_obs, rewards, terminals = [], [], []
+    for i, (env, action) in enumerate(zip(envs, actions.cpu().numpy(), strict=True)):
+        obs[i], reward, terminated, truncated, _ = env.step(action)
+        next_obs.append(obs[i])
+        rewards.append(task.reward_scale * np.asarray(reward).item() + task.reward_shift)
+        terminals.append(float(terminated))
+        if terminated or truncated:
+            obs[i] = reset_env(env, run.args.seed, i, run.step)
+    step = {"observations": batch, "actions": actions}
+    step["next_observations"] = torch.as_tensor(np.stack(next_obs))
+    step["rewards"] = torch.tensor(rewards)
+    step["terminals"] = torch.tensor(terminals)
+    if not all(values.isfinite().all() for values in step.values()):
+        sys.exit(f"{task.env_id} gave an observation or a reward that is NaN or infinite")
+    run.buffer.add(step)
+
+
+def train_online(run: "Run", phase: "Phase") -> None:
+    """Let every agent act in an environment of its own, with one update per step.
+
+    A resumed run begins new episodes, because a checkpoint does not hold the environments.
+    """
+    args = run.args
+    run.buffer = OnlineBuffer(run.buffer, args.num_seeds, phase.num_updates)
+    run.buffer.load(run.extra_state)
+    steps = [make_step(update, run.buffer, args.execution) for update in phase.updates]
+    if run.step > 0:
+        print("the unfinished episodes of the stopped run are dropped, and new ones begin")
+    envs = [make_env(run.task) for _ in range(args.num_seeds)]
+    obs = [reset_env(env, args.seed, i, run.step) for i, env in enumerate(envs)]
+    writer = make_writer(run, phase)
+    bar = tqdm(desc=phase.name, total=phase.num_updates, initial=run.step, disable=None)
+    statistics = {}
+    while run.step < phase.num_updates:
+        interact(run, envs, obs)
+        statistics |= steps[run.step % len(steps)]()
+        run.step += 1
+        bar.update()
+        if args.snapshot_every > 0 and run.step % args.snapshot_every == 0:
+            save_snapshot(run)
+        due = run.step % args.eval_every == 0 or run.step == phase.num_updates
+        if due or run.step % LOG_EVERY == 0:
+            log(writer, run.step, statistics)
+        if due:
+            run.extra_state = run.buffer.state()
+            bar.write(evaluate_and_save(run, phase, writer))
+    bar.close()
+    writer.close()
+    for env in envs:
+        env.close()
+
+
+def train(run: "Run") -> None:
+    """Train from where the run stands to its end."""
+    for phase in run.agent.phases[run.phase :]:
+        if phase.name == "online":
+            train_online(run, phase)
+        else:
+            train_phase(run, phase)
+        run.phase += 1
+        run.step = 0
+
+
+# --------------------------------------------------------------------------------------------------
+# From here on, the code is the same in every script
+# --------------------------------------------------------------------------------------------------
+# Optimisation
+# --------------------------------------------------------------------------------------------------
+
+
+class Phase(NamedTuple):
+    """A part of the training."""
+
+    name: str
+    num_updates: int
+    updates: list[Callable]  # functions (batch) -> statistics that take turns
+    scored: bool = True  # is the policy evaluated in this phase?
+
 
 class Adam:
-    """torch.optim's Adam (Kingma, Ba, 2015); compiled, exp is taken once, ** for every weight."""
-    def __init__(self, weights, lr: float):
-        self.weights = list(weights)
-        self.means, self.squares = ([torch.zeros_like(w) for w in self.weights] for _ in range(2))
-        self.lr = torch.tensor([lr], device=self.weights[0].device)
-        self.count = torch.zeros_like(self.lr, dtype=torch.float64)  # scalars lose writes, compiled
-        self.state = [self.lr, self.count, *self.means, *self.squares]
+    """torch.optim.AdamW, written out because torch.compile cannot trace Optimizer.step.
+
+    With it, losses, gradients and changes of the weights form one compiled graph.
+    """
+
+    def __init__(self, params, lr: float, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0):
+        self.params = list(params)
+        self.initial_lr = lr
+        self.betas = betas
+        self.eps = eps
+        self.weight_decay = weight_decay
+        self.exp_avg = [torch.zeros_like(p) for p in self.params]
+        self.exp_avg_sq = [torch.zeros_like(p) for p in self.params]
+        # Tensors, so that a CUDA graph reads their current value. They have one dimension, because
+        # compiled graphs lose in-place changes of 0-dimensional tensors.
+        device = self.params[0].device
+        self.lr = torch.full((1,), lr, device=device)
+        self.step_count = torch.zeros(1, dtype=torch.float64, device=device)
 
     @torch.no_grad()
-    def step(self, gradients) -> None:
-        """w <- w - lr m / (sqrt(v) + 1e-8), m and v without the bias of their start at 0."""
-        self.count += 1
-        torch._foreach_lerp_(self.means, gradients, 1 - 0.9)
-        torch._foreach_lerp_(self.squares, torch._foreach_mul(gradients, gradients), 1 - 0.999)
-        bias_m, bias_v = (1 - (self.count * math.log(d)).exp().squeeze() for d in (0.9, 0.999))
-        roots = torch._foreach_div(torch._foreach_sqrt(self.squares), bias_v.sqrt())
-        roots = torch._foreach_mul(torch._foreach_add(roots, 1e-8), bias_m / -self.lr.squeeze())
-        torch._foreach_addcdiv_(self.weights, self.means, roots)
+    def step(self, grads) -> None:
+        beta1, beta2 = self.betas
+        self.step_count += 1
+        torch._foreach_lerp_(self.exp_avg, grads, 1 - beta1)
+        torch._foreach_lerp_(self.exp_avg_sq, torch._foreach_mul(grads, grads), 1 - beta2)
+        # exp(t log(beta)) is beta**t, which a compiled graph would compute once per weight.
+        correction1 = 1 - (self.step_count * math.log(beta1)).exp().squeeze()
+        correction2 = 1 - (self.step_count * math.log(beta2)).exp().squeeze()
+        lr = self.lr.squeeze()
+        if self.weight_decay > 0:
+            torch._foreach_mul_(self.params, 1 - lr * self.weight_decay)
+        # p -= lr / correction1 * exp_avg / (sqrt(exp_avg_sq / correction2) + eps)
+        denominator = torch._foreach_sqrt(self.exp_avg_sq)
+        torch._foreach_div_(denominator, correction2.sqrt())
+        torch._foreach_add_(denominator, self.eps)
+        torch._foreach_mul_(denominator, -correction1 / lr)
+        torch._foreach_addcdiv_(self.params, self.exp_avg, denominator)
+
+    def state(self) -> list[torch.Tensor]:
+        return [self.lr, self.step_count, *self.exp_avg, *self.exp_avg_sq]
+
 
 def minimize(optimizer: Adam, loss) -> None:
-    """One step down the losses (N,); seeds share no weight, so the sum's gradient is each one's."""
-    optimizer.step(torch.autograd.grad(loss.sum(), optimizer.weights))
+    """Descend the losses (N,). Agents share no weights, so each gets its own loss's gradient."""
+    if loss.ndim != 1:
+        raise ValueError(f"a loss of shape {tuple(loss.shape)}; every agent needs its own: (N,)")
+    optimizer.step(torch.autograd.grad(loss.sum(), optimizer.params))
 
-def move_target(target: nn.Module, source: nn.Module, rate: float) -> None:
-    """target <- (1 - rate) target + rate source."""
-    with torch.no_grad():
-        torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
-def evaluate(args: Args, task: dict, weights: bytes, starts) -> np.ndarray:
-    """Raw returns (N, starts) of deterministic episodes; start i is alike for every seed."""
-    torch.set_num_threads(1), torch.set_flush_denormal(True)  # so any thread or process plays alike
-    agent = ALGORITHM(args, task, [torch.Generator()] * args.num_seeds, "cpu").requires_grad_(False)
-    agent.load_state_dict(torch.load(io.BytesIO(weights), map_location="cpu", weights_only=True))
-    agent.phases = None  # their methods know the agent: memory would wait for the collector
-    envs = [[make_env(task) for _ in starts] for _ in range(args.num_seeds)]
-    obs = np.array([[e.reset(seed=i)[0] for i, e in zip(starts, row)] for row in envs], np.float32)
-    alive = (returns := np.zeros(obs.shape[:2])) == 0
-    while alive.any():
-        actions = agent.act(torch.from_numpy(obs)).numpy()
-        if not np.isfinite(actions[alive]).all():
-            raise SystemExit("training diverged: the policy's actions are NaN or infinite")
-        actions = actions.clip(task["act_low"], task["act_high"])
-        for i in zip(*alive.nonzero()):
-            obs[i], reward, over, cut, _ = envs[i[0]][i[1]].step(actions[i])
-            returns[i] += reward
-            alive[i] = not (over or cut)
-    return returns
+def cosine_decay(optimizer: Adam, num_updates: int) -> None:
+    """Set the learning rate for the next step, as CosineAnnealingLR does."""
+    progress = (optimizer.step_count / num_updates).clamp(max=1)
+    optimizer.lr.copy_(optimizer.initial_lr / 2 * (1 + torch.cos(math.pi * progress)))
 
-def start_worker(matmul_precision: str) -> None:
-    """Set up a process that evaluates: it is gone as soon as its parent is."""
-    torch.set_float32_matmul_precision(matmul_precision)
-    threading.Thread(target=lambda: (mp.parent_process().join(), os._exit(1)), daemon=True).start()
 
-def choose_device(args: Args) -> tuple[torch.device, str, bool]:
-    """Device, execution, use of autocast; sets and prints the precision of matrix products."""
-    torch.set_flush_denormal(True)  # denormals, of Adam's moments it seems, halve a CPU's speed
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(auto if args.device == "auto" else args.device)
-        x = torch.rand(256, 256, generator=torch.Generator().manual_seed(0)).to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise SystemExit(f"--device {args.device} fails here: {str(error).splitlines()[0]}")
-    cuda = device.type == "cuda"
-    execution = {"auto": "capture" if cuda else "eager"}.get(args.execution, args.execution)
-    if execution == "capture" and not cuda:
-        raise SystemExit("--execution capture records CUDA graphs; it needs --device cuda")
-    # On CPUs "medium" means oneDNN: fp32, and on AMD faster than MKL, unless the CPU has bf16
-    # units, where it rounds its inputs to bf16. Only a product can tell. On CUDA "high" is TF32.
-    torch.set_float32_matmul_precision("high" if cuda else "medium")
-    error = lambda: (x @ x / (x.double() @ x.double()) - 1).abs().max().item()
-    if args.precision == "fp32" or not cuda and error() > 1e-5:
-        torch.set_float32_matmul_precision("highest")
-    print(f"device {device}, {execution}, {torch.get_num_threads()} CPU threads; largest error of "
-          f"matrix products {error():.0e}" + ", bf16 autocast" * (args.precision == "bf16"))
-    return device, execution, args.precision == "bf16"
+@torch.no_grad()
+def update_target(target: nn.Module, source: nn.Module, rate: float) -> None:
+    """target <- (1 - rate) * target + rate * source"""
+    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), rate)
 
-class Run:
-    """A training run of N seeds: batches, updates, evaluations; stored and restored whole."""
-    def __init__(self, args: Args, task: dict, device, execution="eager", autocast=False):
-        self.args, self.task, self.device, self.clock = args, task, device, time.time()
-        self.execution, self.autocast, self.phase, self.step = execution, autocast, 0, 0
-        self.evaluations, self.jobs, cuda = [], [], device.type == "cuda"
-        self.seeds = [*range(args.seed, args.seed + args.num_seeds)]
-        weights = [torch.Generator().manual_seed(seed) for seed in self.seeds]
-        self.agent = ALGORITHM(args, task, weights, device)
-        auto = cuda * min(16, torch.get_num_threads())
-        self.workers = auto if args.eval_workers is None else args.eval_workers
-        self.pool = ProcessPoolExecutor(self.workers, mp.get_context("spawn"), start_worker, [
-            torch.get_float32_matmul_precision()]) if self.workers else ThreadPoolExecutor(1)
-        # 2^31: other numbers than those that drew the weights; on CPUs only 32 bits count
-        self.generators = [torch.Generator(device).manual_seed(2**31 + s) for s in self.seeds]
-        git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
-                             cwd=Path(__file__).resolve().parent, capture_output=True, text=True)
-        chip = torch.cuda.get_device_name(device) if cuda else platform.machine()
-        self.parts = [{  # what a number needs beside it; every resume adds one
-            "commit": git.stdout.strip() or "unknown", "device": f"{device} ({chip})",
-            "versions": {m.__name__: str(m.__version__) for m in (torch, np, gym, minari, mujoco)},
-            "threads": torch.get_num_threads(), "started": time.strftime("%F %T"),
-            "from": [0, 0], "evaluation_seconds": 0.0}]
 
-    def use(self, rows: dict) -> None:
-        """Put all rows with a next state, or none at a true end, on the device as one table."""
-        keep = (rows["known"] > 0) | (rows["terminals"] > 0)
-        self.shapes = {k: v.shape[1:] for k, v in rows.items() if k != "ends"}
-        table = np.column_stack([rows[k][keep] for k in self.shapes])
-        self.table = torch.from_numpy(table).to(self.device, torch.float32)
-        self.shared = len(table)  # rows of all seeds; online, their own ones follow
+# --------------------------------------------------------------------------------------------------
+# Datasets
+# --------------------------------------------------------------------------------------------------
 
-    def draw(self, number: int, first: int | None = None) -> torch.Tensor:
-        """Rows of the table, or of its `first` ones, by that seed's own generator: (B,)."""
-        return torch.randint(first or self.shared, (self.args.batch_size,), device=self.device,
-                             generator=self.generators[number])
+D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
+D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
+# The first 24 hex digits of each file's SHA-256 (TensorFlow Datasets, d4rl builders)
+D4RL_SHA256 = {
+    "halfcheetah-random-v2": "25407aef85b5d16c0f36b414",
+    "halfcheetah-medium-v2": "41324e8487a9556d8cfa4538",
+    "halfcheetah-medium-replay-v2": "48d494a4770c11f48260736d",
+    "halfcheetah-medium-expert-v2": "015db75dae5bbe8e94029b71",
+    "halfcheetah-expert-v2": "d9fe53bb994eb1e20a99b4fa",
+    "halfcheetah-full-replay-v2": "27fdf7ea86e5a2cbd24d611a",
+    "hopper-random-v2": "63103ef7059db4c0819bd054",
+    "hopper-medium-v2": "5bdf1bc4a713c82941de4463",
+    "hopper-medium-replay-v2": "e121c5f7c9857a307baa9edc",
+    "hopper-medium-expert-v2": "9d51ad87f8c905be3880d84c",
+    "hopper-expert-v2": "01aa219a5f8eea5e639eccdc",
+    "hopper-full-replay-v2": "56baf95963c51c1e964049a9",
+    "walker2d-random-v2": "4e863bb6090cf4a461548bd4",
+    "walker2d-medium-v2": "cf00f43add04c17fdfc2958d",
+    "walker2d-medium-replay-v2": "e75de96a4f77acf7d4e0d6fd",
+    "walker2d-medium-expert-v2": "6b8d7f868c45bbaedf460be7",
+    "walker2d-expert-v2": "2985dc3d436a8baa10e8f43f",
+    "walker2d-full-replay-v2": "f2720f9d27b2acef6ec9a7d9",
+    "antmaze-umaze-v2": "5ef15257771c50ef4d23c7de",
+    "antmaze-umaze-diverse-v2": "c771dd63963cd7d9f55f24a6",
+    "antmaze-medium-play-v2": "c9fec1c1daad97c71d61bd47",
+    "antmaze-medium-diverse-v2": "ad9dcbac05d1f8744a7a2160",
+    "antmaze-large-play-v2": "6d353df2457829925d7f9d4b",
+    "antmaze-large-diverse-v2": "84f775eb7956ea9cc7667047",
+}
+# Environment and returns that score 0 and 100 (d4rl/infos.py). Gymnasium's v4 is D4RL's v2.
+D4RL_ENVS = {
+    "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
+    "hopper": ("Hopper-v4", -20.272305, 3234.3),
+    "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
+    "antmaze-umaze": ("AntMaze-umaze-v2", 0.0, 1.0),
+    "antmaze-medium": ("AntMaze-medium-v2", 0.0, 1.0),
+    "antmaze-large": ("AntMaze-large-v2", 0.0, 1.0),
+}
+COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 
-    def batch(self) -> dict:
-        """(N, B, ...) tensors; "noise" are standard normal numbers for the algorithm's own use."""
-        rows = self.table[torch.stack([self.draw(n) for n in range(len(self.seeds))])]
-        columns = rows.split([math.prod(shape) for shape in self.shapes.values()], -1)
-        batch = {k: c if s else c[..., 0] for (k, s), c in zip(self.shapes.items(), columns)}
-        size, on = (self.args.batch_size, self.agent.noise_dim), {"device": self.device}
-        noise = [torch.randn(size, generator=g, **on) for g in self.generators if size[1]]
-        return batch | ({"noise": torch.stack(noise)} if noise else {})
 
-    def begin(self) -> None:
-        """Make the phase's updates, which take turns, the ones that advance() runs."""
-        detached = lambda update: lambda batch: {k: v.detach() for k, v in update(batch).items()}
-        self.updates = [detached(update) for update in self.agent.phases[self.phase][2:]]
-        if self.execution != "eager":  # else the compiler is not imported, which takes seconds
-            torch._dynamo.config.trace_autograd_ops = True  # the one graph has the gradients, too
-            options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe,  # nothing changes
-                       "cpp_wrapper": self.device.type == "cpu"}  # compiles twice as fast
-            for n, update in enumerate(self.updates):  # code of its own: no guard tells runs apart
-                update.__code__, own = update.__code__.replace(), {**options}  # compile() pops some
-                self.updates[n] = torch.compile(update, fullgraph=True, options=own)
-        self.graph, self.began, self.sums = None, self.step, None
-        if self.execution == "capture":  # no graph records the default stream: leave it for good
-            torch.cuda.synchronize(self.device)
-            torch.cuda.set_stream(torch.cuda.Stream(self.device))
+@dataclass
+class Task:
+    """What is known of a dataset besides its rows."""
 
-    def once(self, number: int) -> None:
-        """One update, without autocast's cache, which would keep copies of outdated weights."""
-        with torch.autocast(self.device.type, torch.bfloat16, self.autocast, cache_enabled=False):
-            stats = self.updates[number % len(self.updates)](self.batch())
-        if stats:  # a last row of ones counts
-            new = F.pad(torch.stack([v.float() for v in stats.values()]), (0, 0, 0, 1), value=1)
-            self.names, self.sums = [*stats], new if self.sums is None else self.sums.add_(new)
+    name: str
+    source: str  # D4RL file, Minari, rebuilt, local or the path of a file
+    env_id: str
+    env_kwargs: dict
+    max_episode_steps: int
+    ref_min: float | None  # return with normalized score 0
+    ref_max: float | None  # return with normalized score 100
+    obs_dim: int = 0
+    act_dim: int = 0
+    obs_keys: list[str] = field(default_factory=list)  # of a Dict, in the order of the vector
+    action_low: list[float] | None = None  # the environment's bounds of actions; None: there are
+    action_high: list[float] | None = None  # none. Agents see actions that are scaled to [-1, 1].
+    transitions: int = 0
+    episodes: int = 0  # complete ones
+    data_return: float = 0.0  # mean return of these
+    ordered: bool = True  # do rows follow each other in time, so that there are episodes?
+    fingerprint: str = ""  # SHA-256 of the rows
+    reward_scale: float = 1.0  # prepare_data makes scale * reward + shift of a reward
+    reward_shift: float = 0.0
+    obs_mean: list[float] = field(default_factory=list)  # if the algorithm standardises
+    obs_std: list[float] = field(default_factory=list)
 
-    def advance(self, updates: int) -> None:
-        """Run that many updates; on CUDA they are only queued."""
-        end, size = self.step + updates, UPDATES_PER_GRAPH
-        while self.step < end:
-            whole = self.step % size == 0 and self.step + size <= end  # so updates keep their turns
-            if self.execution != "capture" or not whole or self.step < self.began + 5:
-                self.once(self.step)  # on CUDA the first ones are the warm-up, too
-                self.step += 1
-                continue
-            if not self.graph:
-                self.graph = torch.cuda.CUDAGraph()
-                [self.graph.register_generator_state(g) for g in self.generators]
-                with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream(self.device)):
-                    [self.once(number) for number in range(size)]
-            self.graph.replay()
-            self.step += size
 
-    def means(self) -> dict:
-        """Statistics averaged since the last call, name -> (N,). Here the device is waited for."""
-        if self.sums is None or not self.sums[-1].any():
-            return {}
-        values = (self.sums[:-1] / self.sums[-1]).cpu().numpy()
-        self.sums.zero_()
-        if bad := [n for n, v in zip(self.names, values) if not np.isfinite(v).all()]:
-            raise SystemExit(f"training diverged before update {self.step}: {', '.join(bad)} NaN "
-                             "or infinite. Try smaller rates, in another --run-dir")
-        return dict(zip(self.names, values))
+def apply_settings(args: Args) -> Args:
+    """Replace every None for which the dataset has a published setting."""
+    family = dataset_family(args.env)
+    for pattern, settings in SETTINGS:
+        # A choice such as --guide q rules out the rows of the other guide.
+        choices = [name for name, value in settings.items() if isinstance(value, str)]
+        contradicts = any(getattr(args, name) not in (None, settings[name]) for name in choices)
+        if fnmatch.fnmatch(family, pattern) and not contradicts:
+            break
+    given = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
+    return replace(args, **settings | given)
 
-    def measure(self, episodes: int) -> None:
-        """Have all seeds evaluated for collect(). Workers inherit the mask: Ctrl-C is the run's."""
-        torch.save(self.agent.state_dict(), weights := io.BytesIO())
-        work = getattr(self, "evaluate", evaluate), self.args, self.task, weights.getvalue()
-        starts, n = range(episodes), max(1, 5 // len(self.seeds))  # few a job, to share them evenly
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
-        self.jobs = [self.pool.submit(*work, starts[i:i + n]) for i in starts[::n]]
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        self.measured = self.agent.phases[self.phase][0], self.step, episodes
 
-    def collect(self) -> list[dict]:
-        """The evaluation under way, once it has ended, if there is one."""
-        start, known = time.time(), len(self.evaluations)
-        if self.jobs:
-            returns, self.jobs = np.concatenate([j.result() for j in self.jobs], 1).mean(1), []
-            self.evaluations.append(dict(zip(("phase", "update", "episodes"), self.measured)) | {
-                "returns": returns.tolist(), "scores": score(self.task, returns).tolist()})
-        self.parts[-1]["evaluation_seconds"] += time.time() - start
-        return self.evaluations[known:]
+def dataset_family(name: str) -> str:
+    """'hopper-medium-v2', 'rebuilt/hopper/medium-100k-v0' -> 'hopper-medium'."""
+    name = "-".join(name.lower().split("/")[-2:])
+    return re.sub(r"(-\d+[km]?)?-v\d+$", "", name)
 
-    def save(self, finished: bool) -> None:
-        """Write result.json, and checkpoint.pt: all that the rest of the run depends on."""
-        seconds = time.time() - self.clock - self.parts[-1]["evaluation_seconds"]
-        self.parts[-1] |= {"to": [self.phase, self.step], "training_seconds": seconds}
-        args = {k: v for k, v in vars(self.args).items() if k != "run_dir"}
-        names = "task", "seeds", "phase", "step", "evaluations", "parts"
-        result = {"script": Path(__file__).stem, "finished": finished, "args": args, "final":
-                  self.evaluations[-1] if finished else None} | {k: vars(self)[k] for k in names}
-        torch.save({**result, "agent": self.agent.state_dict(), "device": self.device.type,
-                    "moments": {k: o.state for k, o in self.agent.optimizers.items()},
-                    "generators": [g.get_state() for g in self.generators]}, buffer := io.BytesIO())
-        part, text = Path(self.args.run_dir, "part"), json.dumps(result, indent=1).encode()
-        try:  # each file is a whole new one or the old one; the checkpoint, which decides, is last
-            for name, content in ("result.json", text), ("checkpoint.pt", buffer.getvalue()):
-                part.write_bytes(content)
-                part.rename(part.with_name(name))
-        finally:
-            part.unlink(missing_ok=True)
 
-    def restore(self, state: dict) -> None:
-        """Go back to what save() stored, possibly on another device."""
-        self.agent.load_state_dict(state["agent"])
-        for name, optimizer in self.agent.optimizers.items():
-            torch._foreach_copy_(optimizer.state, state["moments"][name])
-        self.phase, self.step, self.evaluations = map(state.get, ("phase", "step", "evaluations"))
-        self.parts = [*state["parts"], self.parts[-1] | {"from": [self.phase, self.step]}]
-        if state["device"] == self.device.type:  # others draw differently: start anew
-            [g.set_state(stored) for g, stored in zip(self.generators, state["generators"])]
+def load_dataset(args: Args) -> tuple[dict, Task]:
+    """Load the dataset that --env or --dataset-file names, and describe its task.
 
-class OnlineRun(Run):
-    """A run whose phase "online" acts: a step of each seed's own environment before every update.
-
-    The steps lie in online.bin and, seed after seed, behind the dataset in the table. To resume,
-    the actions of the unfinished episodes are repeated, which brings the environments back.
+    The columns are float32: observations and next_observations (n, obs_dim), actions (n, act_dim),
+    scaled to [-1, 1], rewards, terminals, next_valid (n,): is the next observation known?, and
+    episode_end (n,), of type bool. Whatever cannot be trusted ends the program with one line.
     """
-    def draw(self, number: int) -> torch.Tensor:
-        """Rows of the dataset and of that seed's steps so far, each as likely: (B,)."""
-        rows = super().draw(number, self.shared + self.online * (self.step + 1))
-        return rows + (rows >= self.shared) * number * (self.args.online_steps or 0)
+    name = args.env
+    file = args.dataset_file
+    if name in D4RL_SHA256:
+        prefix = next(prefix for prefix in D4RL_ENVS if name.startswith(prefix))
+        env_id, ref_min, ref_max = D4RL_ENVS[prefix]
+        task = make_task(name, file or "D4RL file", env_id, ref_min=ref_min, ref_max=ref_max)
+        data = read_hdf5(file or download_d4rl(name))
+    elif file is not None:
+        task = make_task(name, file, name)
+        data = read_hdf5(file)
+    else:
+        data, task = read_minari(name)
+    check_data(data, task)
+    add_next_observations(data, task)
+    scale_actions(data, task)
+    returns = episode_returns(data)
+    task.transitions = len(data["rewards"])
+    task.episodes = len(returns)
+    task.data_return = float(returns.mean())
+    longest = np.diff(np.flatnonzero(data["episode_end"]), prepend=-1).max()
+    if longest > task.max_episode_steps + 1:  # D4RL counts a last step of its own
+        print(
+            f"note: the data have episodes of {longest:,} steps, but {task.env_id}, in which the "
+            f"policy is evaluated, stops after {task.max_episode_steps:,}"
+        )
+    return data, task
 
-    def begin(self) -> None:
-        """Bring table and environments to where the run stands."""
-        self.online, seeds = self.agent.phases[self.phase][0] == "online", len(self.seeds)
-        if self.online:
-            self.execution = self.execution.replace("capture", "compile")  # no graph holds MuJoCo
-            self.table = F.pad(self.table[:self.shared], (0, 0, 0, seeds * self.args.online_steps))
-            self.own = self.table[self.shared:].unflatten(0, (seeds, -1))
-            path = Path(self.args.run_dir, "online.bin")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = open(path, "r+b" if self.step else "w+b", buffering=0)
-            # of each step a row per seed; the last column says whether the episode ends
-            rows = np.dtype((np.float32, (seeds, self.table.shape[1] + 1)))
-            steps = np.fromfile(self.file, rows, self.step).swapaxes(0, 1)
-            if steps.shape[1] < self.step:
-                raise SystemExit(f"{path} ends before update {self.step}, to which the run came: "
-                                 "put the whole file back or choose another --run-dir")
-            self.own[:, :self.step] = torch.from_numpy(steps[..., :-1]).to(self.device)
-            self.envs, self.obs = [make_env(self.task) for _ in self.seeds], []
-            actions = slice(self.task["obs_dim"], self.task["obs_dim"] + self.task["act_dim"])
-            for n, (env, own) in enumerate(zip(self.envs, steps)):
-                first = max([0, *np.flatnonzero(own[:, -1]) + 1])
-                self.obs.append(self.reset(n, first))
-                for action in own[first:, actions].astype(float):  # in this type they were taken
-                    self.obs[n] = env.step(action)[0]
-        super().begin()
 
-    def reset(self, n: int, step: int) -> np.ndarray:
-        """A start that depends on seed and step alone; evaluations start from other ones."""
-        drawn = np.random.SeedSequence([self.seeds[n] % 2**32, step]).generate_state(1)
-        return self.envs[n].reset(seed=int(drawn[0]))[0]
+def d4rl_file(name: str) -> str:
+    """Return the path of a dataset's file on D4RL's server."""
+    if not name.startswith("antmaze"):
+        env, kind = name.removesuffix("-v2").split("-", maxsplit=1)
+        return f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5"
+    maze = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}[name.split("-")[1]]
+    starts, goals = name != "antmaze-umaze-v2", "diverse" in name
+    variant = f"{maze}_noisy_multistart_{starts}_multigoal_{goals}"
+    return f"ant_maze_v2/Ant_maze_{variant}_sparse_fixed.hdf5"
 
-    def once(self, number: int) -> None:
-        """A step of every environment, then an update."""
-        task, size, steps = self.task, (1, self.task["act_dim"]), []
-        if self.online:
-            noise = [torch.randn(size, generator=g, device=self.device) for g in self.generators]
-            obs = torch.from_numpy(np.array(self.obs, np.float32)).to(self.device).unsqueeze(1)
-            with torch.no_grad():
-                actions = self.agent.explore(obs, torch.stack(noise)).squeeze(1).cpu().numpy()
-            for n, action in enumerate(actions.clip(task["act_low"], task["act_high"])):
-                following, reward, over, cut, _ = self.envs[n].step(action)
-                reward = reward * task["reward_scale"] + task["reward_shift"]
-                steps.append([*self.obs[n], *action, reward, over, *following, 1, over or cut])
-                self.obs[n] = self.reset(n, number + 1) if over or cut else following
-            steps = np.array(steps, np.float32)
-            self.file.write(steps.tobytes())
-            self.own[:, number] = torch.from_numpy(steps[:, :-1]).to(self.device)
-        super().once(number)
 
-class ScratchRun(OnlineRun):
-    """An online run from nothing: the dataset is each seed's own random steps. Keeps snapshots."""
-    @staticmethod
-    def load(args: Args) -> tuple[dict, dict]:
-        """As load_dataset; where env names no dataset, random steps of each seed, one by one."""
-        if not args.online_steps or not gym.registry[args.env].max_episode_steps:
-            return load_dataset(args)
-        spec, steps = gym.registry[args.env], []
-        text = spec.to_json() if isinstance(spec.entry_point, str) else None
-        task = {"name": args.env, "source": "random actions", "ref_min": None, "ref_max": None,
-                "env_id": spec.id, "env_spec": text, "horizon": spec.max_episode_steps}
-        box = (env := make_env(task)).action_space
-        if not (isinstance(box, gym.spaces.Box) and box.is_bounded()):
-            raise SystemExit(f"{args.env}: its actions are {box}; SAC needs a Box with bounds")
-        for seed in range(args.seed, args.seed + args.num_seeds):
-            rng = np.random.default_rng([1, seed % 2**32])
-            obs, _ = env.reset(seed=int(rng.integers(2**31)))
-            for step in range(1, args.random_steps + 1):
-                action = rng.uniform(box.low, box.high).astype(np.float32)
-                following, reward, over, cut, _ = env.step(action)
-                cut |= step == args.random_steps  # pi begins with an episode of its own
-                steps.append((obs, action, reward, over, cut, following))
-                obs = env.reset()[0] if over or cut else following
-        columns = (np.array(column, np.float32) for column in zip(*steps))
-        return to_rows(dict(zip(KEYS, columns)), task)
+def download_d4rl(name: str) -> Path:
+    """Return the local path of a D4RL file, which is downloaded if missing and always verified."""
+    file, sha256 = d4rl_file(name), D4RL_SHA256[name]
+    folder = Path(os.getenv("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / Path(file).name
+    socket.setdefaulttimeout(30)
+    for url in (D4RL_SERVER + file, D4RL_MIRROR + path.name):
+        if path.exists():
+            break
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256)
+        except (OSError, RuntimeError, http.client.HTTPException) as error:
+            print(f"{url}: {error}")
+    if not path.exists():
+        sys.exit(
+            f"{name} could not be downloaded; put its file there: {path}, or rebuild its like: "
+            f"python -m benchmarks.datasets.collect {dataset_family(name)}"
+        )
+    with open(path, "rb") as content:
+        if not hashlib.file_digest(content, "sha256").hexdigest().startswith(sha256):
+            sys.exit(f"{path} has not D4RL's SHA-256; delete it, or name it by --dataset-file")
+    return path
 
-    def draw(self, number: int) -> torch.Tensor:
-        """Rows of the dataset; online, of that seed's random steps and its own so far: (B,)."""
-        if not self.online:
-            return super().draw(number)
-        first = self.args.random_steps
-        rows = Run.draw(self, number, first + self.step + 1)
-        own = self.shared + number * self.args.online_steps - first
-        return rows + torch.where(rows < first, number * first, own)
 
-    def advance(self, updates: int) -> None:
-        """The same, with a stop at every multiple of --snapshot-every to keep the policies."""
-        end, every = self.step + updates, self.args.snapshot_every or math.inf
-        while self.step < end:
-            super().advance(min(end - self.step, every - self.step % every))
-            if self.step % every == 0:
-                torch.save(self.agent.policy.state_dict(), buffer := io.BytesIO())
-                part = Path(self.args.run_dir, "snapshots", f"{self.step}.part")
-                part.parent.mkdir(exist_ok=True)
-                part.write_bytes(buffer.getvalue())
-                part.rename(part.with_suffix(".pt"))
+def one_line(error: Exception) -> str:
+    """Return the kind and the beginning of an error as one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
-def train(run: Run) -> None:
-    """From where `run` stands to its end: updates, curves, evaluations, checkpoints."""
-    args, phases, stop = run.args, run.agent.phases, []
-    every = LOG_EVERY, args.eval_every, args.checkpoint_every
-    for number in (signal.SIGINT, signal.SIGTERM):  # the second one ends the process at once
-        signal.signal(number, lambda n, _: (stop.append(n), signal.signal(n, signal.SIG_DFL)))
-    for run.phase in range(run.phase, len(phases)):
-        (name, total, *_), last = phases[run.phase], run.phase == len(phases) - 1
-        first, began, purge = run.step, time.time(), run.step + bool(run.step or run.evaluations)
-        run.begin()
-        with contextlib.ExitStack() as stack:  # closes them in any case: curves reach the disk
-            writers = [stack.enter_context(SummaryWriter(f"{args.run_dir}/tensorboard/{name}-{s}",
-                                           purge_step=purge)) for s in run.seeds]
-            bar = stack.enter_context(tqdm.tqdm(None, name, total, initial=first, disable=None))
-            while True:
-                over, new, curves = run.step == total, run.step > first, []
-                log, test, keep = (over or not run.step % n for n in every)
-                rate = (run.step - first) / (time.time() - began)
-                if new and (log or test or keep or stop):  # a diverged run is never saved
-                    values = run.means() | {"updates_per_second": [rate] * args.num_seeds}
-                    curves = [(run.step, *curve) for curve in values.items()]
-                seen = [e["update"] for e in run.evaluations if run.step == 0 or e["phase"] == name]
-                due = test and name in ("train", "online") and run.step not in seen
-                ended = run.collect() if due or keep or stop else []
-                if due and (over or not (run.workers or stop and new)):
-                    run.measure(args.final_eval_episodes if over else args.eval_episodes)
-                    ended += run.collect()
-                for e in ended:
-                    curves += [(e["update"], tag, e[tag + "s"]) for tag in ("score", "return")]
-                    bar.write(f"{name} {e['update']:,} of {total:,}, {rate:.1f} updates/s: score "
-                              f"{np.mean(e['scores']):.1f} ± {np.std(e['scores']):.1f}, "
-                              f"{args.num_seeds} seeds x {e['episodes']} episodes")
-                for (at, tag, value), (i, writer) in itertools.product(curves, enumerate(writers)):
-                    writer.add_scalar(tag, value[i], at)
-                if new and keep or stop:  # curves first: no kill then loses a point of them
-                    any(writer.flush() for writer in writers)
-                    run.save(finished=last and over)
-                if over:
-                    break
-                if stop and new:
-                    bar.write(f"stopped at update {run.step}; to go on:\n  "
-                              + shlex.join(["python", *sys.argv]))
-                    raise SystemExit(128 + stop[0])
-                if due and run.workers:  # updates go on meanwhile
-                    run.measure(args.eval_episodes)
-                run.advance(min(100, total - run.step, *(n - run.step % n for n in every)))
-                bar.update(run.step - bar.n)
-        run.step *= last
+
+def refuse_foreign_data(file: h5py.File) -> None:
+    """Raise ValueError if an HDF5 file refers to other files, of which it could name any."""
+
+    def visit_link(name, link):
+        if isinstance(link, h5py.ExternalLink):
+            raise ValueError(f"{name} is a link to another file, which is not followed")
+
+    def visit_object(name, item):
+        if isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
+            raise ValueError(f"the data of {name} lie in other files, which are not read")
+
+    file.visititems_links(visit_link)
+    file.visititems(visit_object)
+
+
+def read_hdf5(path) -> dict:
+    """Read the flat arrays of a file in D4RL's layout.
+
+    A file without `timeouts` needs `next_observations`, which show where episodes end.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            refuse_foreign_data(file)
+            columns = {key: file[key] for key in COLUMNS if key in file}
+            missing = [key for key in COLUMNS[:4] if key not in columns]
+            if "timeouts" not in columns and "next_observations" not in columns:
+                missing.append("timeouts")
+            if missing:
+                sys.exit(f"{path} has no {', '.join(missing)}; it must have D4RL's layout")
+            # A damaged file may claim any number of rows, so they are compared before reading.
+            rows = {key: column.shape[0] for key, column in columns.items()}
+            if len(set(rows.values())) > 1:
+                sys.exit(f"{path}: the columns have different numbers of rows: {rows}")
+            return {key: column[()] for key, column in columns.items()}
+    except Exception as error:  # h5py raises nearly every type where a file is damaged
+        sys.exit(f"{path} cannot be read as HDF5 in D4RL's layout: {one_line(error)}")
+
+
+def load_minari(name: str) -> minari.MinariDataset:
+    """Open a Minari dataset, which is downloaded if missing."""
+    if not re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name):
+        refuse_name(name)
+    path = get_dataset_path(name)
+    if not path.exists() and ("/" not in name or name.startswith(("rebuilt/", "local/"))):
+        refuse_name(name)
+    try:
+        dataset = minari.load_dataset(name, download=True)
+        main_file = path / "data" / "main_data.hdf5"
+        if main_file.exists():
+            with h5py.File(main_file, "r") as file:
+                refuse_foreign_data(file)
+        return dataset
+    except Exception as error:  # whatever Minari, HDF5 or the network raise
+        where = f"in {path}" if path.exists() else "neither on this machine nor on the server"
+        sys.exit(f"Minari's dataset {name}, {where}, cannot be loaded: {one_line(error)}")
+
+
+def refuse_name(name: str) -> NoReturn:
+    """End the program, and say what --env may have meant."""
+    if name in gym.registry:
+        sys.exit(f"--env {name} is an environment; name a dataset, or add its --dataset-file")
+    near = difflib.get_close_matches(name, [*D4RL_SHA256, *minari.list_local_datasets()])
+    if match := re.fullmatch(r"(pen|door|hammer|relocate|kitchen)-(\w+)-v\d", name):
+        near = [f"D4RL/{match[1]}/{match[2]}-v2"]  # Minari's id of such data
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    sys.exit(f"--env {name}: neither D4RL nor Minari has a dataset of this name{hint}")
+
+
+def read_minari(name: str) -> tuple[dict, Task]:
+    """Read a Minari dataset into flat arrays as read_hdf5 does. It knows its episodes itself."""
+    dataset = load_minari(name)
+    metadata = dataset.storage.metadata
+    spec = dataset._eval_env_spec or dataset.env_spec
+    if spec is None:
+        sys.exit(f"{name} does not say in which environment a policy is to be evaluated")
+    # Of the recorded environment, only its name, its time limit and plain arguments are used.
+    task = make_task(
+        name,
+        source=name.split("/")[0] if name.startswith(("rebuilt/", "local/")) else "Minari",
+        env_id=spec.id,
+        env_kwargs=spec.kwargs,
+        max_episode_steps=spec.max_episode_steps,
+        ref_min=metadata.get("ref_min_score"),
+        ref_max=metadata.get("ref_max_score"),
+    )
+    space = dataset.action_space
+    if task.action_low is not None and isinstance(space, gym.spaces.Box):
+        bounds = np.array([space.low, space.high])
+        if not np.allclose(bounds, [task.action_low, task.action_high]):
+            sys.exit(f"{name}: actions are recorded in {space}, but {task.env_id} has other bounds")
+    parts = {key: [] for key in ("observations", "actions", "rewards", "terminals")}
+    parts |= {"episode_end": [], "next_observations": []}
+    try:
+        for episode in dataset.iterate_episodes():
+            rows = len(episode.rewards)
+            obs = episode.observations
+            if isinstance(obs, dict):
+                # FlattenObservation has the environment's order, too, not the dataset's.
+                obs = np.concatenate([obs[key] for key in task.obs_keys], axis=-1)
+            if len(obs) != rows + 1:
+                raise ValueError(
+                    f"episode {episode.id} has {len(obs)} observations, {rows} rewards"
+                )
+            parts["observations"].append(obs[:-1])
+            parts["next_observations"].append(obs[1:])
+            parts["actions"].append(episode.actions)
+            parts["rewards"].append(episode.rewards)
+            parts["terminals"].append(episode.terminations)
+            parts["episode_end"].append(np.arange(rows) == rows - 1)
+        return {key: np.concatenate(part) for key, part in parts.items()}, task
+    except Exception as error:
+        sys.exit(f"Minari's dataset {name} cannot be read: {one_line(error)}")
+
+
+def make_task(
+    name: str,
+    source: str,
+    env_id: str,
+    env_kwargs: dict | None = None,
+    max_episode_steps: int | None = None,
+    ref_min: float | None = None,
+    ref_max: float | None = None,
+) -> Task:
+    """Describe a dataset's environment. Refuse the kinds that the algorithm cannot take."""
+    env_kwargs = env_kwargs or {}
+    if not all(is_plain(value) for value in env_kwargs.values()):
+        sys.exit(f"{name}: the arguments of {env_id} are not all numbers, strings and lists")
+    if env_id not in gym.registry:
+        # It is imported only here, because it prints a notice. An id may name its module itself.
+        importlib.import_module("gymnasium_robotics")
+    if env_id not in gym.registry and env_id != name:
+        sys.exit(f"{name}: {env_id} is not registered; import its package at the top of this file")
+    try:
+        env = gym.make(env_id, max_episode_steps, disable_env_checker=True, **env_kwargs)
+    except Exception as error:  # anything can go wrong in other people's environments
+        sys.exit(f"--env {name}: {env_id} cannot be made: {one_line(error)}")
+    if not env.spec.max_episode_steps:
+        sys.exit(f"{env_id} has no time limit; register it with max_episode_steps")
+    task = Task(name, source, env_id, env_kwargs, env.spec.max_episode_steps, ref_min, ref_max)
+    obs_space, space = env.observation_space, env.action_space
+    parts = list(obs_space.values()) if isinstance(obs_space, gym.spaces.Dict) else [obs_space]
+    if not all(isinstance(part, gym.spaces.Box) and len(part.shape) == 1 for part in parts):
+        sys.exit(f"{env_id}: observations must be vectors or a Dict of them, not {obs_space}")
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
+        sys.exit(
+            f"{env_id}: this script needs actions that are vectors of real numbers, not {space}"
+        )
+    task.obs_dim = sum(part.shape[0] for part in parts)
+    task.act_dim = space.shape[0]
+    if isinstance(obs_space, gym.spaces.Dict):
+        task.obs_keys = list(obs_space)
+    if np.isfinite(space.high - space.low).all():
+        task.action_low = space.low.tolist()
+        task.action_high = space.high.tolist()
+    env.close()
+    return task
+
+
+def is_plain(value) -> bool:
+    """Is this a number, a string or a list of such?"""
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)
+
+
+def check_data(data: dict, task: Task) -> None:
+    """Convert all columns to float32. Refuse what is no number or does not fit the environment."""
+    rows = len(data["rewards"])
+    shapes = dict.fromkeys(data, (rows,))
+    shapes["observations"] = shapes["next_observations"] = (rows, task.obs_dim)
+    shapes["actions"] = (rows, task.act_dim)
+    digest = hashlib.sha256()
+    for key, column in data.items():
+        where = f"{task.name}: {key}"
+        if column.shape != shapes[key] or rows == 0:
+            sys.exit(f"{where} has shape {column.shape}; {task.env_id} needs {shapes[key]}")
+        if column.dtype.kind not in "biuf":
+            sys.exit(f"{where} holds {column.dtype}, not numbers")
+        data[key] = column.astype(np.float32)
+        if not np.isfinite(data[key]).all():
+            row = np.argwhere(~np.isfinite(data[key]))[0, 0]
+            sys.exit(f"{where} holds NaN, infinity or what float32 cannot hold, first in row {row}")
+        if key in ("terminals", "timeouts") and not np.isin(column, (0, 1)).all():
+            sys.exit(f"{where} must hold 0 and 1 only, but holds {np.unique(column)[:5]}")
+        if column.itemsize > 4:
+            check_resolution(column, data[key], where)
+        digest.update(data[key].data)
+    task.fingerprint = digest.hexdigest()
+
+
+def check_resolution(column, rounded, where: str) -> None:
+    """Refuse numbers whose differences vanish in float32, as those of times since 1970 do."""
+    spread = np.ptp(column, axis=0)
+    error = np.abs(rounded - column).max(axis=0)
+    # Below 1e-10 of the numbers themselves, a spread is the rounding of a constant.
+    varies = spread > 1e-10 * np.abs(column).max(axis=0)
+    if np.any(varies & (error > 1e-3 * spread)):
+        sys.exit(
+            f"{where} loses its differences in float32; subtract its mean, in the data and "
+            "in the environment"
+        )
+
+
+def add_next_observations(data: dict, task: Task) -> None:
+    """Add `episode_end`, `next_observations` and `next_valid`: 0 where s' is unknown.
+
+    Stored next observations are used. Otherwise the next state of a row is the following row's
+    observation, except at the end of an episode.
+    """
+    if "episode_end" not in data:
+        data["episode_end"] = data["terminals"] + data.pop("timeouts", 0)
+    data["episode_end"] = data["episode_end"] > 0
+    inside = ~data["episode_end"]
+    inside[-1] = False
+    next_rows = np.roll(data["observations"], -1, axis=0)
+    stored = data.get("next_observations")
+    if stored is not None:
+        # Storing may round, but by less than this.
+        tolerance = 1e-4 * data["observations"].std(axis=0) + 1e-6 * np.abs(next_rows)
+        follows = (np.abs(stored - next_rows) <= tolerance).all(axis=1)
+        jumps = inside & ~follows
+        inner_ends = np.flatnonzero(data["episode_end"][:-1])
+        if len(inner_ends) > 0 and follows[:-1].all():
+            print("note: next_observations only repeat the following rows, so they are not used")
+            stored = None
+    if stored is None:
+        data["next_observations"] = next_rows
+        data["next_valid"] = inside
+    else:
+        # At an end, some files store the following row, too, which belongs to the next episode.
+        data["next_valid"] = inside | ~follows
+        data["episode_end"] |= jumps
+        report_jumps(jumps, task)
+    if not data["next_valid"].any() and not data["terminals"].any():
+        sys.exit(f"{task.name}: no row has a next state, so nothing can be learned")
+    if not data["episode_end"].any():
+        sys.exit(f"{task.name}: no episode ever ends; set timeouts to 1 where one was cut")
+
+
+def report_jumps(jumps, task: Task) -> None:
+    """Say in how many rows (n,) the stored next state is not the following row."""
+    if not jumps.any():
+        return
+    # An export of qlearning_dataset jumps once an episode, which lasts 100 steps or more.
+    task.ordered = bool(jumps.mean() < 0.02)
+    meaning = "and each ends an episode"
+    if not task.ordered:
+        meaning = "and as rows are not in the order of time, there are no episodes"
+    print(
+        f"note: the next observation of {jumps.sum():,} of {len(jumps):,} rows is not the "
+        f"following row; the stored ones are used, {meaning}"
+    )
+
+
+def scale_actions(data: dict, task: Task) -> None:
+    """Scale the actions from the environment's bounds to [-1, 1]. make_env() scales them back."""
+    if task.action_low is None:
+        return
+    low, high = np.float32(task.action_low), np.float32(task.action_high)
+    data["actions"] = (data["actions"] - (high + low) / 2) / ((high - low) / 2)
+    outside = (np.abs(data["actions"]) > 1 + 1e-5).any(axis=1).sum()
+    if outside > 0:
+        print(
+            f"note: {outside:,} of {len(data['actions']):,} rows have actions beyond the bounds "
+            f"{task.action_low} and {task.action_high}; they are learned from as they are"
+        )
+
+
+def episode_returns(data: dict) -> np.ndarray:
+    """Return the undiscounted returns of the complete episodes, in the order of the data."""
+    ends = np.flatnonzero(data["episode_end"])
+    starts = [0, *(ends[:-1] + 1)]
+    return np.add.reduceat(data["rewards"][: ends[-1] + 1], starts, dtype=float)
+
+
+def normalized_score(task: Task, returns):
+    """Return D4RL's score, 0 for random and 100 for expert, or the return without references."""
+    if task.ref_min is None or task.ref_max is None:
+        return returns
+    return 100 * (returns - task.ref_min) / (task.ref_max - task.ref_min)
+
+
+class ReplayBuffer:
+    """The columns of the dataset on the device."""
+
+    def __init__(self, data: dict, args: Args, device):
+        self.columns = {key: torch.as_tensor(data[key], device=device).float() for key in data}
+        self.size = len(data["observations"])
+        self.batch_shape = (args.num_seeds, args.batch_size)
+        self.device = device
+
+    def sample(self) -> dict:
+        """Return random rows, others for every agent: tensors (N, B, ...)."""
+        rows = torch.randint(self.size, self.batch_shape, device=self.device)
+        return {key: column[rows] for key, column in self.columns.items()}
+
+
+# --------------------------------------------------------------------------------------------------
+# AntMaze
+# --------------------------------------------------------------------------------------------------
+
+# Walls are #, the goal is G, the start is the upper left cell (d4rl/locomotion/maze_env.py).
+MAZES = {
+    "umaze": """
+        #####
+        #...#
+        ###.#
+        #G..#
+        #####""",
+    "medium": """
+        ########
+        #..##..#
+        #..#...#
+        ##...###
+        #..#...#
+        #.#..#.#
+        #...#.G#
+        ########""",
+    "large": """
+        ############
+        #....#.....#
+        #.##.#.#.#.#
+        #......#...#
+        #.####.###.#
+        #..#.#.....#
+        ##.#.#.#.###
+        #..#...#.G.#
+        ############""",
+}
+
+
+class AntMaze(AntEnv):
+    """D4RL's antmaze-*-v2: Gymnasium's ant with D4RL's physics, in a maze with cells of 4 m."""
+
+    def __init__(self, maze: str, **kwargs):
+        self.maze = np.array([list(row) for row in MAZES[maze].split()])
+        super().__init__(
+            default_camera_config=None,
+            include_cfrc_ext_in_observation=False,
+            exclude_current_positions_from_observation=False,
+            **kwargs,
+        )
+        self.action_space = gym.spaces.Box(-1, 1, (8,), np.float32)
+
+    def _initialize_simulation(self):
+        wall = '<geom type="box" size="2 2 1" pos="{} {} 1" conaffinity="1" rgba=".7 .5 .3 1"/>'
+        cells = np.argwhere(self.maze == "#")
+        walls = "".join(wall.format(4 * column - 4, 4 * row - 4) for row, column in cells)
+        xml = Path(self.fullpath).read_text().replace("</worldbody>", walls + "</worldbody>")
+        model = mujoco.MjModel.from_xml_string(xml)
+        model.opt.timestep = 0.02
+        model.geom_solimp[:, :3] = (0.8, 0.8, 0.01)
+        model.actuator_ctrlrange[:] = (-30, 30)
+        model.actuator_gear[:, 0] = 1
+        return model, mujoco.MjData(model)
+
+    def reset_model(self):
+        row, column = np.argwhere(self.maze == "G")[0]
+        # D4RL adds both of its noises on one side, so the goal is not around the cell's centre.
+        noise1, noise2 = self.np_random.uniform(0, 1, 2), self.np_random.uniform(0, 0.5, 2)
+        self.goal = np.array([4 * column - 4, 4 * row - 4]) + noise1 + noise2
+        return super().reset_model()
+
+    def step(self, action):
+        self.do_simulation(30 * np.clip(action, -1, 1), self.frame_skip)
+        reached = bool(np.linalg.norm(self.data.qpos[:2] - self.goal) <= 0.5)
+        if self.render_mode == "human":
+            self.render()
+        return self.state_vector(), float(reached), reached, False, {}
+
+
+# The class is registered instead of its path, because a script has no import path.
+gym.register("AntMaze-umaze-v2", AntMaze, max_episode_steps=700, kwargs={"maze": "umaze"})
+gym.register("AntMaze-medium-v2", AntMaze, max_episode_steps=1000, kwargs={"maze": "medium"})
+gym.register("AntMaze-large-v2", AntMaze, max_episode_steps=1000, kwargs={"maze": "large"})
+
+# --------------------------------------------------------------------------------------------------
+# Evaluation
+# --------------------------------------------------------------------------------------------------
+
+
+def make_env(task: Task) -> gym.Env:
+    """Make the task's environment. It gives flat observations and takes actions in [-1, 1]."""
+    env = gym.make(task.env_id, task.max_episode_steps, disable_env_checker=True, **task.env_kwargs)
+    env = gym.wrappers.FlattenObservation(env)
+    if task.action_low is None:
+        return env
+    space = env.action_space
+    center, radius = (space.high + space.low) / 2, (space.high - space.low) / 2
+
+    def unscale(action):
+        # Rounding must not leave the bounds, because some environments check them.
+        return np.clip(center + radius * action, space.low, space.high).astype(space.dtype)
+
+    box = gym.spaces.Box(-1, 1, space.shape, np.float32)
+    return gym.wrappers.TransformAction(env, unscale, box)
+
+
+@torch.no_grad()
+def evaluate(agent: nn.Module, task: Task, episodes: int) -> np.ndarray:
+    """Play the episodes with seeds 0, 1, ... with every agent. Return the returns (N, episodes)."""
+    device = next(agent.parameters()).device
+    shape = (agent.args.num_seeds, episodes)
+    envs = [make_env(task) for _ in range(math.prod(shape))]
+    obs = np.stack([env.reset(seed=i % episodes)[0] for i, env in enumerate(envs)])
+    returns = np.zeros(len(envs))
+    playing = np.ones(len(envs), dtype=bool)
+    # Random numbers of a policy must not change the training.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        while playing.any():
+            if not np.isfinite(obs).all():
+                sys.exit(f"{task.env_id} gave an observation that is NaN or infinite")
+            batch = torch.as_tensor(obs, dtype=torch.float32, device=device).unflatten(0, shape)
+            actions = agent.act(batch).flatten(0, 1).cpu().numpy()
+            if not np.isfinite(actions[playing]).all():
+                sys.exit("training diverged: the policy's actions are NaN or infinite")
+            for i in np.flatnonzero(playing):
+                obs[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
+                returns[i] += np.asarray(reward).item()
+                playing[i] = not (terminated or truncated)
+    for env in envs:
+        env.close()
+    if not np.isfinite(returns).all():
+        sys.exit(f"{task.env_id} gave a reward that is NaN or infinite")
+    return returns.reshape(shape)
+
+
+# --------------------------------------------------------------------------------------------------
+# Training
+# --------------------------------------------------------------------------------------------------
+
+LOG_EVERY = 1_000  # updates between points of the TensorBoard curves
+
+
+@dataclass
+class Run:
+    """Where a training run stands."""
+
+    args: Args
+    task: Task
+    agent: nn.Module
+    buffer: ReplayBuffer
+    device: torch.device
+    phase: int = 0
+    step: int = 0  # updates done in this phase
+    evaluations: list[dict] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)  # of this file, one for every resume
+    extra_state: dict = field(default_factory=dict)  # tensors that a script stores besides
+    last_save: str = "nothing"
+
+
+def choose_device(args: Args) -> torch.device:
+    """Return the device, and choose the fastest matrix products that are accurate enough."""
+    name = args.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        sys.exit(f"--device {name} cannot be used here: {one_line(error)}")
+    if args.execution == "graph" and device.type != "cuda":
+        sys.exit("--execution graph records CUDA graphs, which need --device cuda")
+    if args.execution in ("compile", "graph") and " " in torch.__file__:
+        sys.exit(
+            "PyTorch cannot compile from a folder with a space in its path; move .venv, or "
+            "use --execution eager"
+        )
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32
+        return device
+    torch.set_flush_denormal(True)  # tiny numbers in Adam's averages make a CPU slow
+    # "medium" selects oneDNN, which on AMD is faster than MKL and as accurate. On a CPU with bf16
+    # units it rounds its inputs to bf16 instead, which only a trial can tell.
+    torch.set_float32_matmul_precision("medium")
+    x = torch.linspace(0, 1, 256 * 256).reshape(256, 256)
+    if not torch.allclose(x @ x, (x.double() @ x.double()).float(), rtol=1e-5):
+        torch.set_float32_matmul_precision("highest")
+    return device
+
+
+def make_step(update: Callable, buffer: ReplayBuffer, execution: str) -> Callable:
+    """Return a function without arguments that samples a batch and updates the agent with it."""
+
+    def step() -> dict:
+        statistics = update(buffer.sample())
+        # A compiled graph cannot return tensors whose gradients it has already used.
+        return {name: value.detach() for name, value in statistics.items()}
+
+    if execution == "auto":
+        can_compile = buffer.device.type == "cuda" and " " not in torch.__file__
+        execution = "graph" if can_compile else "eager"
+    if execution == "eager":
+        return step
+    torch._dynamo.config.trace_autograd_ops = True  # gradients become part of the graph
+    torch._inductor.config.fallback_random = True  # draw the same numbers as eager execution
+    compiled_step = torch.compile(step, fullgraph=True)
+    return make_cuda_graph(compiled_step) if execution == "graph" else compiled_step
+
+
+def make_cuda_graph(step: Callable) -> Callable:
+    """Return a function that replays `step` as a CUDA graph, which costs one launch per update."""
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    statistics = {}
+    calls = 0
+
+    def replay() -> dict:
+        nonlocal statistics, calls
+        calls += 1
+        if calls <= 3:
+            # The first calls compile and allocate memory, which cannot be recorded.
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                statistics = step()
+            torch.cuda.current_stream().wait_stream(stream)
+            return statistics
+        if calls == 4:
+            with torch.cuda.graph(graph):  # records, but does not run
+                statistics = step()
+        graph.replay()
+        return statistics
+
+    return replay
+
+
+def train_phase(run: Run, phase: Phase) -> None:
+    """Do the updates that remain of a phase. Evaluate and save on the way."""
+    args = run.args
+    steps = [make_step(update, run.buffer, args.execution) for update in phase.updates]
+    writer = make_writer(run, phase)
+    bar = tqdm(desc=phase.name, total=phase.num_updates, initial=run.step, disable=None)
+    statistics = {}
+    while run.step < phase.num_updates:
+        statistics |= steps[run.step % len(steps)]()
+        run.step += 1
+        bar.update()
+        due = run.step % args.eval_every == 0 or run.step == phase.num_updates
+        if due or run.step % LOG_EVERY == 0:
+            log(writer, run.step, statistics)
+        if due:
+            bar.write(evaluate_and_save(run, phase, writer))
+    bar.close()
+    writer.close()
+
+
+def evaluate_and_save(run: Run, phase: Phase, writer: SummaryWriter) -> str:
+    """Evaluate the agents if the phase is scored, and save the run. Return a line that says so."""
+    line = f"{phase.name}, update {run.step:,} of {phase.num_updates:,}"
+    if phase.scored:
+        last = run.step == phase.num_updates
+        episodes = run.args.final_eval_episodes if last else run.args.eval_episodes
+        returns = evaluate(run.agent, run.task, episodes).mean(axis=1)
+        scores = normalized_score(run.task, returns)
+        log(writer, run.step, {"return": returns, "score": scores})
+        evaluation = {"phase": phase.name, "update": run.step, "episodes": episodes}
+        evaluation |= {"returns": returns.tolist(), "scores": scores.tolist()}
+        run.evaluations.append(evaluation)
+        kind = "return" if run.task.ref_min is None else "score"
+        line += f": {kind} {scores.mean():.1f} ± {scores.std():.1f}, "
+        line += f"{len(scores)} agents x {episodes} episodes"
+    writer.flush()
+    save(run, Path(run.args.run_dir))
+    return line
+
+
+def make_writer(run: Run, phase: Phase) -> SummaryWriter:
+    """Open the curves of a phase. A resumed run drops the points after its checkpoint."""
+    folder = Path(run.args.run_dir, "tensorboard", phase.name)
+    # TensorBoard reads files in the order of their names, which begin with the time: the files of
+    # earlier processes get a time before all others, because clocks can be set back.
+    for i, path in enumerate(sorted(folder.glob("events.out.tfevents.*"))):
+        rest = path.name.split(".", maxsplit=4)[4]
+        path.rename(folder / f"events.out.tfevents.{i:010d}.{rest}")
+    writer = SummaryWriter(str(folder), purge_step=run.step + 1)
+    writer.add_text("hyperparameters", json.dumps(asdict(run.args), indent=1))
+    return writer
+
+
+def log(writer: SummaryWriter, step: int, statistics: dict) -> None:
+    """Add statistics of shape (N,) to the curves of their mean and of every agent."""
+    for name, values in statistics.items():
+        values = values.tolist()
+        if not np.isfinite(values).all():
+            sys.exit(f"training diverged before update {step:,}: {name} is NaN or infinite")
+        writer.add_scalar(name, np.mean(values), step)
+        for i, value in enumerate(values):
+            writer.add_scalar(f"{name}/agent{i}", value, step)
+
+
+def save(run: Run, folder: Path) -> None:
+    """Write result.json and checkpoint.pt, from which the run can be resumed exactly."""
+    phases = run.agent.phases
+    cuda = run.device.type == "cuda"
+    finished = run.phase == len(phases) - 1 and run.step == phases[-1].num_updates
+    modules = (torch, np, gym, minari, mujoco)
+    result = {
+        "script": Path(__file__).stem,
+        "args": asdict(run.args),
+        "task": asdict(run.task),
+        "phase": run.phase,
+        "step": run.step,
+        "finished": finished,
+        "final": run.evaluations[-1] if finished else None,
+        "evaluations": run.evaluations,
+        "commits": run.commits,
+        "device": torch.cuda.get_device_name(run.device) if cuda else platform.machine(),
+        "versions": {module.__name__: str(module.__version__) for module in modules},
+    }
+    state = {
+        "agent": run.agent.state_dict(),
+        "optimizers": {name: opt.state() for name, opt in run.agent.optimizers.items()},
+        "rng_state": torch.get_rng_state(),
+        "cuda_rng_state": torch.cuda.get_rng_state(run.device) if cuda else None,
+        "extra_state": run.extra_state,
+    }
+    checkpoint = io.BytesIO()
+    torch.save(result | state, checkpoint)
+    temporary = folder / f"{os.getpid()}.part"  # a reader finds the old file or the new one
+    try:
+        temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
+        temporary.replace(folder / "result.json")
+        temporary.write_bytes(checkpoint.getvalue())
+        temporary.replace(folder / "checkpoint.pt")
+    finally:
+        temporary.unlink(missing_ok=True)
+    run.last_save = f"update {run.step:,} of phase {phases[run.phase].name}"
+
+
+def load_checkpoint(run_dir: str) -> dict:
+    """Load a checkpoint of this script without executing anything that it holds."""
+    path = Path(run_dir, "checkpoint.pt")
+    if not path.exists():
+        sys.exit(f"--resume {run_dir}: there is no checkpoint.pt in it")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # compares the content with its CRCs
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        script = checkpoint["script"]
+    except Exception as error:  # the unpickler raises nearly every type
+        sys.exit(f"{path} is damaged: {one_line(error)}")
+    if damaged is not None:
+        sys.exit(f"{path} is damaged: {damaged} has changed")
+    if script != Path(__file__).stem:
+        sys.exit(f"{path} is a checkpoint of {script}.py; resume it with that script")
+    return checkpoint
+
+
+def restore(run: Run, checkpoint: dict) -> None:
+    """Go back to what save() stored."""
+    if checkpoint["task"]["fingerprint"] != run.task.fingerprint:
+        sys.exit(f"{run.args.env} holds other data now than when {run.args.run_dir} was trained")
+    run.phase = checkpoint["phase"]
+    run.step = checkpoint["step"]
+    run.evaluations = checkpoint["evaluations"]
+    run.commits = checkpoint["commits"] + run.commits
+    run.extra_state = checkpoint["extra_state"]
+    run.agent.load_state_dict(checkpoint["agent"])
+    for name, optimizer in run.agent.optimizers.items():
+        for ours, stored in zip(optimizer.state(), checkpoint["optimizers"][name], strict=True):
+            ours.copy_(stored)
+    torch.set_rng_state(checkpoint["rng_state"])
+    if run.device.type == "cuda" and checkpoint["cuda_rng_state"] is not None:
+        torch.cuda.set_rng_state(checkpoint["cuda_rng_state"], run.device)
+    run.last_save = f"update {run.step:,} of phase {run.agent.phases[run.phase].name}"
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+# --------------------------------------------------------------------------------------------------
+
+
+def parse_args() -> Args:
+    """Read the command line. `--help` shows the settings of the dataset that stands beside it."""
+    words = sys.argv[1:]
+    if "--help" not in words and "-h" not in words:
+        return tyro.cli(Args)
+    title, idea, *_, commands = __doc__.strip().split("\n\n")
+    description = "\n\n".join([title, idea, *commands.splitlines()[:2]])
+    args = tyro.cli(Args, args=[word for word in words if word not in ("--help", "-h")])
+    return tyro.cli(Args, default=apply_settings(args), description=description)
+
+
+def new_args(args: Args) -> Args:
+    """Complete the arguments of a new run."""
+    for name in ("num_seeds", "num_updates", "batch_size", "eval_every", "eval_episodes"):
+        if getattr(args, name) < 1:
+            sys.exit(f"--{name.replace('_', '-')} must be at least 1")
+    if not 0 <= args.seed < 2**32:
+        sys.exit("--seed must lie between 0 and 2^32 - 1")
+    for name, value in vars(args).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            sys.exit(f"--{name.replace('_', '-')} must be a finite number")
+    if args.run_dir is None:
+        name = f"{Path(__file__).stem}-{args.env.replace('/', '-')}-seed{args.seed}"
+        args.run_dir = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
+    folder = Path(args.run_dir)
+    if (folder / "checkpoint.pt").exists():
+        sys.exit(f"{folder} holds a run; choose another --run-dir, or --resume {folder}")
+    if folder.exists() and any(folder.iterdir()):
+        sys.exit(f"{folder} is not empty; choose another --run-dir")
+    family = dataset_family(args.env)
+    settings = asdict(apply_settings(args))
+    filled = {key: settings[key] for key in settings if settings[key] != getattr(args, key)}
+    print(f"settings for {family}: {filled}")
+    return Args(**settings)
+
+
+def stored_args(args: Args, checkpoint: dict) -> Args:
+    """Return the arguments of a stored run, of which only the device may change."""
+    try:
+        stored = Args(**checkpoint["args"] | {"run_dir": args.resume})
+    except TypeError as error:
+        sys.exit(f"{args.resume} was made by another version of this script: {one_line(error)}")
+    for word in sys.argv[1:]:
+        option = word.split("=")[0].replace("_", "-")
+        repeated = option == "--env" and args.env == stored.env
+        if option.startswith("--") and option not in ("--resume", "--device") and not repeated:
+            sys.exit(f"{option} cannot change when a run is resumed; leave it out")
+        if option == "--device":
+            stored.device = args.device
+    if ":" in stored.env and args.env != stored.env:
+        sys.exit(f"this run imports a module: if you trust it, repeat --env {stored.env}")
+    return stored
+
+
+def check_agent(agent: nn.Module) -> None:
+    """Refuse optimizers and layers with which the training would go wrong in silence."""
+    optimizers = list(agent.optimizers.values())
+    if not all(isinstance(optimizer, Adam) for optimizer in optimizers):
+        sys.exit("every optimizer must be this script's Adam, which torch.compile can trace")
+    for name, value in vars(agent).items():
+        if isinstance(value, Adam | torch.optim.Optimizer):
+            sys.exit(f"put {name} into self.optimizers, or a resumed run would lose its state")
+    for name, module in agent.named_modules():
+        weights = list(module.parameters(recurse=False))
+        of_torch = type(module).__module__.startswith("torch.nn.modules")
+        if agent.args.num_seeds > 1 and weights and of_torch:
+            kind = type(module).__name__
+            sys.exit(
+                f"all agents share {name}, an nn.{kind}; stack it as StackedLinear does, or "
+                "use --num-seeds 1"
+            )
+
+
+def current_commit() -> str:
+    """Return the commit of this file, marked if the folder has changed since."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    folder = Path(__file__).resolve().parent
+    try:
+        answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except OSError:  # there is no git
+        return "unknown"
+    return answer.stdout.strip() or "unknown"
+
+
+def make_folder(run: Run) -> None:
+    """Make the run's folder. It appears with a checkpoint inside, so that each can be resumed."""
+    folder = Path(run.args.run_dir)
+    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    temporary.mkdir(parents=True)
+    try:
+        save(run, temporary)
+        temporary.rename(folder)  # fails if another process has made the folder meanwhile
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def start_run(args: Args) -> Run:
+    """Load the data and build the agent, either a new one or that of a checkpoint."""
+    checkpoint = None
+    if args.resume is None:
+        args = new_args(args)
+    else:
+        checkpoint = load_checkpoint(args.resume)
+        args = stored_args(args, checkpoint)
+    device = choose_device(args)
+    if begins_without_data(args):
+        data, task = random_dataset(args)
+    else:
+        data, task = load_dataset(args)
+    print(
+        f"data: {task.name} ({task.source}), {task.transitions:,} rows, {task.episodes:,} episodes "
+        f"with a mean return of {task.data_return:.1f}; run: {args.run_dir}"
+    )
+    columns = prepare_data(args, data, task)
+    torch.manual_seed(args.seed)
+    agent = Algorithm(args, task, device)
+    check_agent(agent)
+    run = Run(args, task, agent, ReplayBuffer(columns, args, device), device)
+    run.commits.append(current_commit())
+    if checkpoint is None:
+        make_folder(run)
+    else:
+        restore(run, checkpoint)
+    return run
+
 
 def main() -> None:
-    """The command line: begin or resume a run, or evaluate one."""
-    args, script, state = tyro.cli(Args), Path(__file__).stem, {}
-    if bad := [k for k, v in vars(args).items() if type(v) is int and
-               v < (k not in ("seed", "eval_workers")) or type(v) is float and
-               not 0 <= v <= (k in ("tau", "discount", "polyak") or 1e300)]:
-        raise SystemExit(f"out of range, counts start at 1: --{', --'.join(bad)}".replace("_", "-"))
-    socket.setdefaulttimeout(30)
-    args = args if args.eval_only else fill_settings(args)
-    if args.run_dir and (path := Path(args.run_dir, "checkpoint.pt")).exists():
-        free = ["device", "run_dir", "checkpoint_every", "eval_workers"]  # these may change
-        free += ["execution", "precision", "final_eval_episodes", "eval_only"] * args.eval_only
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            assert state["moments"] and state["script"] == script, f"it is {state['script']}.py's"
-            stored = Args(**state["args"] | {k: vars(args)[k] for k in free})
-        except Exception as error:
-            raise SystemExit(f"{path}: no checkpoint of {script}.py, choose another --run-dir "
-                             f"({error!r:.150})")
-        args = stored if args.eval_only else args
-        if other := [f"--{k.replace('_', '-')} {v}" for k, v in vars(stored).items()
-                     if v != vars(args)[k]]:
-            raise SystemExit(f"{args.run_dir} holds a run with {', '.join(other)}: repeat them, or "
-                             "choose another --run-dir")
-    elif args.eval_only:
-        raise SystemExit("--eval-only needs --run-dir with a checkpoint.pt in it")
-    idle, device = args.eval_only or state.get("finished"), choose_device(args)
-    rows, task = (None, state["task"]) if idle else getattr(RUN, "load", load_dataset)(args)
-    if state and state["task"]["fingerprint"] != task["fingerprint"]:
-        raise SystemExit(f"{args.run_dir} was trained on other data than {args.env} holds now")
-    print("data: {name} ({source}), {transitions:,} rows, {episodes:,} episodes, return "
-          "{data_return:.1f} ± {data_std:.1f}, score {data_score:.1f}, on {env_id}".format(**task))
-    if not args.run_dir:
-        env, now = args.env.replace("/", "-"), time.strftime("%Y%m%d-%H%M%S")
-        args.run_dir = f"runs/{script}-{env}-seed{args.seed}-{now}-{os.getpid()}"
-        sys.argv += ["--run-dir", args.run_dir]  # for the command that goes on with it
-    rows = rows and prepare(args, rows, task)
-    run = RUN(args, task, *device)
-    if state:
-        run.restore(state)
-        print("finished" if state["finished"] else "resumed",
-              f"at update {run.step} of phase '{run.agent.phases[run.phase][0]}'")
-    if args.eval_only:
-        run.measure(args.final_eval_episodes), run.collect()
-    elif rows:
-        run.use(rows), train(run)
-    scores, episodes = (run.evaluations[-1][k] for k in ("scores", "episodes"))
-    unit = "return (no reference score)" if task["ref_min"] is None else "normalized score"
-    print(f"{args.env}, update {run.step}, {episodes} episodes: {unit} {np.mean(scores):.1f} ± "
-          f"{np.std(scores):.1f} over {len(scores)} seeds ({', '.join(f'{x:.1f}' for x in scores)})"
-          f"; behaviour policy {task['data_score']:.1f}\n{args.run_dir}: result.json, tensorboard")
+    gym.logger.min_level = gym.logger.ERROR  # Gymnasium warns that v4 is old; it is meant
+    args = parse_args()
+    run = None
+    try:
+        run = start_run(args)
+        train(run)
+    except KeyboardInterrupt:
+        if run is None:
+            sys.exit("\nstopped before the training began")
+        command = f"python {sys.argv[0]} --resume {shlex.quote(run.args.run_dir)}"
+        sys.exit(f"\nstopped; {run.last_save} is saved; to continue: {command}")
+    except (OSError, MemoryError, RuntimeError) as error:
+        # PyTorch has no type of its own for a lack of memory on the CPU.
+        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+            raise
+        sys.exit(f"{one_line(error)}; saved: {run.last_save if run else 'nothing'}")
+    print(f"{run.args.run_dir}: result.json, checkpoint.pt, tensorboard")
 
-ALGORITHM, RUN = SAC, ScratchRun  # what main() trains, and the kind of its run
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (OSError, BrokenExecutor) as error:  # missing rights, a full disk, a worker killed
-        [worker.kill() for worker in mp.active_children()]  # a broken pool waits for each of them
-        raise SystemExit(f"{error}: mend this, then go on: {shlex.join(['python', *sys.argv])}")
+    main()
