@@ -82,7 +82,7 @@ def slots(agent, n: int) -> dict:
         found["actor" + suffix] = harness.views(getattr(agent, "actor" + suffix), n)
         for i in (0, 1):
             critic = getattr(agent, "critic" + suffix)
-            found[f"q{i + 1}{suffix}"] = harness.views(critic.net, 2 * n + i)
+            found[f"q{i + 1}{suffix}"] = harness.views([critic.q1, critic.q2][i], n)
     return harness.flatten(found)
 
 
