@@ -159,16 +159,22 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Critic(nn.Module):
-    """Twin Q-functions of every agent: (N, B, obs), (N, B, act) -> (N, 2, B)."""
+class TwinCritic(nn.Module):
+    """Two Q-functions of every agent, because the actor climbs only the first one."""
 
     def __init__(self, num_seeds: int, obs_dim: int, act_dim: int, hidden: int):
         super().__init__()
-        self.net = mlp(2 * num_seeds, [obs_dim + act_dim, hidden, hidden, 1])
+        self.q1 = mlp(num_seeds, [obs_dim + act_dim, hidden, hidden, 1])
+        self.q2 = mlp(num_seeds, [obs_dim + act_dim, hidden, hidden, 1])
 
     def forward(self, obs, action):
-        x = torch.cat([obs, action], -1).repeat_interleave(2, dim=0)
-        return self.net(x).squeeze(-1).unflatten(0, (-1, 2))
+        """Return both values: (N, B, obs), (N, B, act) -> (N, 2, B)."""
+        x = torch.cat([obs, action], -1)
+        return torch.cat([self.q1(x), self.q2(x)], -1).transpose(1, 2)
+
+    def first(self, obs, action):
+        """Return the first value alone: (N, B, obs), (N, B, act) -> (N, B)."""
+        return self.q1(torch.cat([obs, action], -1)).squeeze(-1)
 
 
 class DropoutActor(nn.Module):
@@ -219,7 +225,7 @@ class SPOT(nn.Module):
         super().__init__()
         self.args = args
         obs_dim, act_dim = task.obs_dim, task.act_dim
-        self.critic = Critic(args.num_seeds, obs_dim, act_dim, args.hidden)
+        self.critic = TwinCritic(args.num_seeds, obs_dim, act_dim, args.hidden)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor = DropoutActor(args.num_seeds, [obs_dim, args.hidden, args.hidden, act_dim])
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
@@ -307,7 +313,7 @@ class SPOT(nn.Module):
         # Eq. 3: climb the first Q-function where the density is high.
         s = self.standardize(batch["observations"])
         a = self.actor(s, args.dropout)
-        q = self.critic(s, a)[:, 0]
+        q = self.critic.first(s, a)
         neg_log_p = self.neg_log_density(s, a, args.estimate, args.num_samples).mean(1)
         online_updates = self.optimizers["critic"].step_count.squeeze() - args.num_updates
         progress = online_updates.clamp(min=0) / max(1, args.online_steps)

@@ -146,16 +146,22 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Critic(nn.Module):
-    """Twin Q-functions of every agent: (N, B, obs), (N, B, act) -> (N, 2, B)."""
+class TwinCritic(nn.Module):
+    """Two Q-functions of every agent, because the actor climbs only the first one."""
 
     def __init__(self, num_seeds: int, obs_dim: int, act_dim: int, hidden: int):
         super().__init__()
-        self.net = mlp(2 * num_seeds, [obs_dim + act_dim, hidden, hidden, 1])
+        self.q1 = mlp(num_seeds, [obs_dim + act_dim, hidden, hidden, 1])
+        self.q2 = mlp(num_seeds, [obs_dim + act_dim, hidden, hidden, 1])
 
     def forward(self, obs, action):
-        x = torch.cat([obs, action], -1).repeat_interleave(2, dim=0)
-        return self.net(x).squeeze(-1).unflatten(0, (-1, 2))
+        """Return both values: (N, B, obs), (N, B, act) -> (N, 2, B)."""
+        x = torch.cat([obs, action], -1)
+        return torch.cat([self.q1(x), self.q2(x)], -1).transpose(1, 2)
+
+    def first(self, obs, action):
+        """Return the first value alone: (N, B, obs), (N, B, act) -> (N, B)."""
+        return self.q1(torch.cat([obs, action], -1)).squeeze(-1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -170,7 +176,7 @@ class TD3BC(nn.Module):
         super().__init__()
         self.args = args
         actor_dims = [task.obs_dim, args.hidden, args.hidden, task.act_dim]
-        self.critic = Critic(args.num_seeds, task.obs_dim, task.act_dim, args.hidden)
+        self.critic = TwinCritic(args.num_seeds, task.obs_dim, task.act_dim, args.hidden)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor = mlp(args.num_seeds, actor_dims)
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
@@ -220,7 +226,7 @@ class TD3BC(nn.Module):
         # Eq. 3 and 5: climb the first Q-function, but stay near the recorded actions.
         s = self.standardize(batch["observations"])
         a = self.actor(s).tanh()
-        q = self.critic(s, a)[:, 0]
+        q = self.critic.first(s, a)
         weight = args.alpha / q.detach().abs().mean(1)
         clone_loss = ((a - batch["actions"]) ** 2).mean((1, 2))
         actor_loss = clone_loss - weight * q.mean(1)
