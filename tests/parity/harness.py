@@ -113,6 +113,13 @@ def views(net: nn.Sequential, index: int) -> dict:
     return found
 
 
+def twin_views(critic: nn.Module, n: int) -> list[dict]:
+    """Return views of agent n's two networks in a critic."""
+    if hasattr(critic, "net"):
+        return [views(critic.net, 2 * n + i) for i in (0, 1)]
+    return [views(critic.q1, n), views(critic.q2, n)]
+
+
 def fill(slots: dict, weights: dict) -> None:
     """Write the recipe's weights into the views of ours, which must have the same names."""
     assert slots.keys() == weights.keys()

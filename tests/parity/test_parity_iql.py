@@ -66,9 +66,8 @@ def draw_batches(case: dict, seed: int) -> list[dict]:
 def slots(agent, n: int) -> dict:
     """Return views of agent n's weights in the recipe's layout."""
     found = {"value": harness.views(agent.value, n)}
-    for i in (0, 1):
-        found[f"q{i + 1}"] = harness.views(agent.critic.net, 2 * n + i)
-        found[f"target{i + 1}"] = harness.views(agent.critic_target.net, 2 * n + i)
+    found["q1"], found["q2"] = harness.twin_views(agent.critic, n)
+    found["target1"], found["target2"] = harness.twin_views(agent.critic_target, n)
     found["policy"] = {"log_std": agent.policy.log_std.data[n, 0]}
     found["policy"] |= harness.views(agent.policy.net, n)
     return harness.flatten(found)
