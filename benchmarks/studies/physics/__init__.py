@@ -1,0 +1,1 @@
+"""Do Gymnasium's environments move as D4RL's did?"""
