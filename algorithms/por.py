@@ -33,8 +33,10 @@ one random stream, so seed 3 alone is another run than seed 3 of five.
     python algorithms/por.py --resume runs/por-...                     # continue a stopped run
 """
 
+import contextlib
 import copy
 import difflib
+import fcntl
 import fnmatch
 import hashlib
 import http.client
@@ -60,6 +62,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import h5py
+import huggingface_hub
 import minari
 import mujoco
 import numpy as np
@@ -467,9 +470,9 @@ class Task:
     action_low: list[float] | None = None  # the environment's bounds of actions; None: there are
     action_high: list[float] | None = None  # none. Agents see actions that are scaled to [-1, 1].
     transitions: int = 0
-    episodes: int = 0  # complete ones
-    data_return: float = 0.0  # mean return of these
     ordered: bool = True  # do rows follow each other in time, so that there are episodes?
+    episodes: int = 0  # complete ones
+    data_return: float | None = None  # mean return of these
     fingerprint: str = ""  # SHA-256 of the rows
     reward_scale: float = 1.0  # prepare_data makes scale * reward + shift of a reward
     reward_shift: float = 0.0
@@ -518,8 +521,15 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
     check_data(data, task)
     add_next_observations(data, task)
     scale_actions(data, task)
-    returns = episode_returns(data)
     task.transitions = len(data["rewards"])
+    if task.ordered:
+        describe_episodes(data, task)
+    return data, task
+
+
+def describe_episodes(data: dict, task: Task) -> None:
+    """Set what is known of the episodes. Say so if the environment's are shorter."""
+    returns = episode_returns(data)
     task.episodes = len(returns)
     task.data_return = float(returns.mean())
     longest = np.diff(np.flatnonzero(data["episode_end"]), prepend=-1).max()
@@ -528,7 +538,6 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
             f"note: the data have episodes of {longest:,} steps, but {task.env_id}, in which the "
             f"policy is evaluated, stops after {task.max_episode_steps:,}"
         )
-    return data, task
 
 
 def d4rl_file(name: str) -> str:
@@ -574,17 +583,29 @@ def one_line(error: Exception) -> str:
 
 def refuse_foreign_data(file: h5py.File) -> None:
     """Raise ValueError if an HDF5 file refers to other files, of which it could name any."""
+    pending = [file.id]
+    visited = set()  # links can form circles
 
-    def visit_link(name, link):
-        if isinstance(link, h5py.ExternalLink):
-            raise ValueError(f"{name} is a link to another file, which is not followed")
+    def visit(name, link):
+        if link.type not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
+            raise ValueError(f"{name.decode()} is a link to another file, which is not followed")
+        if link.type == h5py.h5l.TYPE_SOFT:
+            return
+        item = h5py.h5o.open(group, name)
+        if isinstance(item, h5py.h5g.GroupID):
+            pending.append(item)
+        elif isinstance(item, h5py.h5d.DatasetID):
+            storage = item.get_create_plist()
+            virtual = storage.get_layout() == h5py.h5d.VIRTUAL
+            if virtual or storage.get_external_count() > 0:
+                raise ValueError(f"{name.decode()} lies in other files, which are not read")
 
-    def visit_object(name, item):
-        if isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
-            raise ValueError(f"the data of {name} lie in other files, which are not read")
-
-    file.visititems_links(visit_link)
-    file.visititems(visit_object)
+    # h5py's visititems() takes three times as long, and deep groups overflow its stack.
+    while pending:
+        group = pending.pop()
+        if group not in visited:
+            visited.add(group)
+            group.links.iterate(visit, info=True)
 
 
 def read_hdf5(path) -> dict:
@@ -612,30 +633,34 @@ def read_hdf5(path) -> dict:
 
 def load_minari(name: str) -> minari.MinariDataset:
     """Open a Minari dataset, which is downloaded if missing."""
-    if not re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name):
-        refuse_name(name)
-    path = get_dataset_path(name)
-    if not path.exists() and ("/" not in name or name.startswith(("rebuilt/", "local/"))):
+    path = get_dataset_path(name) / "data"
+    local = "/" not in name or name.startswith(("rebuilt/", "local/"))
+    if not re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name) or (local and not path.exists()):
         refuse_name(name)
     try:
+        if not path.exists():
+            # Without a network, Minari would try again and again for half a minute.
+            server = huggingface_hub.constants.ENDPOINT
+            huggingface_hub.get_session().head(server, timeout=3)
         dataset = minari.load_dataset(name, download=True)
-        main_file = path / "data" / "main_data.hdf5"
-        if main_file.exists():
-            with h5py.File(main_file, "r") as file:
+        if (path / "main_data.hdf5").exists():
+            with h5py.File(path / "main_data.hdf5", "r") as file:
                 refuse_foreign_data(file)
         return dataset
     except Exception as error:  # whatever Minari, HDF5 or the network raise
-        where = f"in {path}" if path.exists() else "neither on this machine nor on the server"
+        where = f"in {path.parent}" if path.exists() else "which is not on this machine"
         sys.exit(f"Minari's dataset {name}, {where}, cannot be loaded: {one_line(error)}")
 
 
 def refuse_name(name: str) -> NoReturn:
     """End the program, and say what --env may have meant."""
-    if name in gym.registry:
+    if ":" in name or is_registered(name):
         sys.exit(f"--env {name} is an environment; name a dataset, or add its --dataset-file")
-    near = difflib.get_close_matches(name, [*D4RL_SHA256, *minari.list_local_datasets()])
-    if match := re.fullmatch(r"(pen|door|hammer|relocate|kitchen)-(\w+)-v\d", name):
-        near = [f"D4RL/{match[1]}/{match[2]}-v2"]  # Minari's id of such data
+    folder = get_dataset_path()
+    local = [path.parents[1].relative_to(folder) for path in folder.rglob("data/metadata.json")]
+    near = difflib.get_close_matches(name, [*D4RL_SHA256, *map(str, local)])
+    if match := re.fullmatch(r"(pen|door|hammer|relocate|kitchen|maze2d)-([\w-]+)-v\d", name):
+        near = [f"D4RL/{match[1]}/{match[2]}-v2".replace("maze2d", "pointmaze")]  # Minari's id
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     sys.exit(f"--env {name}: neither D4RL nor Minari has a dataset of this name{hint}")
 
@@ -643,25 +668,7 @@ def refuse_name(name: str) -> NoReturn:
 def read_minari(name: str) -> tuple[dict, Task]:
     """Read a Minari dataset into flat arrays as read_hdf5 does. It knows its episodes itself."""
     dataset = load_minari(name)
-    metadata = dataset.storage.metadata
-    spec = dataset._eval_env_spec or dataset.env_spec
-    if spec is None:
-        sys.exit(f"{name} does not say in which environment a policy is to be evaluated")
-    # Of the recorded environment, only its name, its time limit and plain arguments are used.
-    task = make_task(
-        name,
-        source=name.split("/")[0] if name.startswith(("rebuilt/", "local/")) else "Minari",
-        env_id=spec.id,
-        env_kwargs=spec.kwargs,
-        max_episode_steps=spec.max_episode_steps,
-        ref_min=metadata.get("ref_min_score"),
-        ref_max=metadata.get("ref_max_score"),
-    )
-    space = dataset.action_space
-    if task.action_low is not None and isinstance(space, gym.spaces.Box):
-        bounds = np.array([space.low, space.high])
-        if not np.allclose(bounds, [task.action_low, task.action_high]):
-            sys.exit(f"{name}: actions are recorded in {space}, but {task.env_id} has other bounds")
+    task = minari_task(name, dataset)
     parts = {key: [] for key in ("observations", "actions", "rewards", "terminals")}
     parts |= {"episode_end": [], "next_observations": []}
     try:
@@ -669,6 +676,8 @@ def read_minari(name: str) -> tuple[dict, Task]:
             rows = len(episode.rewards)
             obs = episode.observations
             if isinstance(obs, dict):
+                if set(obs) != set(task.obs_keys):
+                    raise ValueError(f"it has observations {sorted(obs)}, not {task.obs_keys}")
                 # FlattenObservation has the environment's order, too, not the dataset's.
                 obs = np.concatenate([obs[key] for key in task.obs_keys], axis=-1)
             if len(obs) != rows + 1:
@@ -682,8 +691,41 @@ def read_minari(name: str) -> tuple[dict, Task]:
             parts["terminals"].append(episode.terminations)
             parts["episode_end"].append(np.arange(rows) == rows - 1)
         return {key: np.concatenate(part) for key, part in parts.items()}, task
-    except Exception as error:
+    except Exception as error:  # whatever Minari or HDF5 raise
         sys.exit(f"Minari's dataset {name} cannot be read: {one_line(error)}")
+
+
+def minari_task(name: str, dataset: minari.MinariDataset) -> Task:
+    """Describe the environment that a Minari dataset names.
+
+    Of what was recorded, only the environment's name, its time limit and plain arguments are used.
+    """
+    spec = dataset._eval_env_spec or dataset.env_spec
+    if spec is None:
+        sys.exit(f"{name} does not say in which environment a policy is to be evaluated")
+    if spec.additional_wrappers:
+        wrappers = [wrapper.name for wrapper in spec.additional_wrappers]
+        print(f"note: the data were recorded with the wrappers {wrappers}, which are not used here")
+    if not isinstance(spec.kwargs, dict):
+        sys.exit(f"{name}: the arguments of {spec.id} are {spec.kwargs!r}")
+    task = make_task(
+        name,
+        source=name.split("/")[0] if name.startswith(("rebuilt/", "local/")) else "Minari",
+        env_id=spec.id,
+        env_kwargs={key: spec.kwargs[key] for key in spec.kwargs if key != "render_mode"},
+        max_episode_steps=spec.max_episode_steps,
+    )
+    metadata = dataset.storage.metadata
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if is_number(low) and is_number(high) and low < high:
+        task.ref_min = low
+        task.ref_max = high
+    space = dataset.action_space
+    if is_bounded(space) and task.action_low is not None and space.shape == (task.act_dim,):
+        bounds = [space.low, space.high]
+        if not np.allclose(bounds, [task.action_low, task.action_high]):
+            sys.exit(f"{name}: actions are recorded in {space}, but {task.env_id} has other bounds")
+    return task
 
 
 def make_task(
@@ -697,12 +739,10 @@ def make_task(
 ) -> Task:
     """Describe a dataset's environment. Refuse the kinds that the algorithm cannot take."""
     env_kwargs = env_kwargs or {}
-    if not all(is_plain(value) for value in env_kwargs.values()):
-        sys.exit(f"{name}: the arguments of {env_id} are not all numbers, strings and lists")
-    if env_id not in gym.registry:
-        # It is imported only here, because it prints a notice. An id may name its module itself.
-        importlib.import_module("gymnasium_robotics")
-    if env_id not in gym.registry and env_id != name:
+    for key, value in env_kwargs.items():
+        if not is_plain(value):
+            sys.exit(f"{name}: {key}={value!r} of {env_id} is not a number, a string or a list")
+    if not is_registered(env_id) and env_id != name:
         sys.exit(f"{name}: {env_id} is not registered; import its package at the top of this file")
     try:
         env = gym.make(env_id, max_episode_steps, disable_env_checker=True, **env_kwargs)
@@ -723,56 +763,86 @@ def make_task(
     task.act_dim = space.shape[0]
     if isinstance(obs_space, gym.spaces.Dict):
         task.obs_keys = list(obs_space)
-    if np.isfinite(space.high - space.low).all():
+    if is_bounded(space):
         task.action_low = space.low.tolist()
         task.action_high = space.high.tolist()
     env.close()
     return task
 
 
+def is_registered(env_id: str) -> bool:
+    """Is this an environment of Gymnasium, Gymnasium-Robotics or this file?"""
+    if env_id not in gym.registry:
+        # It is imported only where it may be needed, because it prints a notice.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("gymnasium_robotics")
+    return env_id in gym.registry
+
+
+def is_bounded(space: gym.Space) -> bool:
+    """Has this space finite bounds? The largest float stands for infinity, too."""
+    return isinstance(space, gym.spaces.Box) and np.abs([space.low, space.high]).max() < 1e30
+
+
+def is_number(value) -> bool:
+    """Is this a finite number?"""
+    return isinstance(value, int | float) and abs(value) < 1e300
+
+
 def is_plain(value) -> bool:
     """Is this a number, a string or a list of such?"""
     if isinstance(value, list | tuple):
         return all(is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, str) or is_number(value)
 
 
 def check_data(data: dict, task: Task) -> None:
     """Convert all columns to float32. Refuse what is no number or does not fit the environment."""
     rows = len(data["rewards"])
+    if rows == 0:
+        sys.exit(f"{task.name} holds no rows")
     shapes = dict.fromkeys(data, (rows,))
     shapes["observations"] = shapes["next_observations"] = (rows, task.obs_dim)
     shapes["actions"] = (rows, task.act_dim)
     digest = hashlib.sha256()
     for key, column in data.items():
         where = f"{task.name}: {key}"
-        if column.shape != shapes[key] or rows == 0:
+        if column.shape == (*shapes[key], 1):  # rewards of shape (n, 1), for example
+            column = column[..., 0]
+        if column.shape != shapes[key]:
             sys.exit(f"{where} has shape {column.shape}; {task.env_id} needs {shapes[key]}")
         if column.dtype.kind not in "biuf":
             sys.exit(f"{where} holds {column.dtype}, not numbers")
-        data[key] = column.astype(np.float32)
+        with np.errstate(over="ignore"):
+            data[key] = column.astype(np.float32)
         if not np.isfinite(data[key]).all():
             row = np.argwhere(~np.isfinite(data[key]))[0, 0]
             sys.exit(f"{where} holds NaN, infinity or what float32 cannot hold, first in row {row}")
-        if key in ("terminals", "timeouts") and not np.isin(column, (0, 1)).all():
-            sys.exit(f"{where} must hold 0 and 1 only, but holds {np.unique(column)[:5]}")
-        if column.itemsize > 4:
-            check_resolution(column, data[key], where)
+        if key in ("terminals", "timeouts") and not ((column == 0) | (column == 1)).all():
+            values = np.unique(column)[:5].tolist()
+            sys.exit(f"{where} must hold 0 and 1 only, but holds {values}")
+        if not np.can_cast(column.dtype, np.float32):
+            check_resolution(column.reshape(rows, -1), where)
         digest.update(data[key].data)
     task.fingerprint = digest.hexdigest()
 
 
-def check_resolution(column, rounded, where: str) -> None:
-    """Refuse numbers whose differences vanish in float32, as those of times since 1970 do."""
-    spread = np.ptp(column, axis=0)
-    error = np.abs(rounded - column).max(axis=0)
-    # Below 1e-10 of the numbers themselves, a spread is the rounding of a constant.
-    varies = spread > 1e-10 * np.abs(column).max(axis=0)
-    if np.any(varies & (error > 1e-3 * spread)):
-        sys.exit(
-            f"{where} loses its differences in float32; subtract its mean, in the data and "
-            "in the environment"
-        )
+def check_resolution(column, where: str) -> None:
+    """Refuse numbers whose changes vanish in float32, as those of times since 1970 do: (n, dim)."""
+    low, high = column.min(axis=0), column.max(axis=0)
+    spread = (high - low).astype(float)
+    largest = np.maximum(np.abs(low.astype(float)), np.abs(high.astype(float)))
+    # Smaller spreads are the noise of something at rest.
+    for i in np.flatnonzero((largest > 20 * spread) & (spread > 1e-6)):
+        exact = (column[:, i] - low[i]).astype(float)
+        rounded = column[:, i].astype(np.float32).astype(float) - float(low[i])
+        error = np.abs(rounded - exact).max()
+        steps = np.abs(np.diff(exact))
+        if error > 1e-3 * spread[i] or error > np.median(steps[steps > 0]):
+            sys.exit(
+                f"{where} loses its changes in float32; subtract the mean of column {i}, in the "
+                "data and in the environment"
+            )
 
 
 def add_next_observations(data: dict, task: Task) -> None:
@@ -781,9 +851,11 @@ def add_next_observations(data: dict, task: Task) -> None:
     Stored next observations are used. Otherwise the next state of a row is the following row's
     observation, except at the end of an episode.
     """
-    if "episode_end" not in data:
-        data["episode_end"] = data["terminals"] + data.pop("timeouts", 0)
-    data["episode_end"] = data["episode_end"] > 0
+    if "episode_end" in data:  # Minari knows all this
+        data["episode_end"] = data["episode_end"] > 0
+        data["next_valid"] = np.ones_like(data["episode_end"])
+        return
+    data["episode_end"] = data["terminals"] + data.pop("timeouts", 0) > 0
     inside = ~data["episode_end"]
     inside[-1] = False
     next_rows = np.roll(data["observations"], -1, axis=0)
@@ -792,9 +864,7 @@ def add_next_observations(data: dict, task: Task) -> None:
         # Storing may round, but by less than this.
         tolerance = 1e-4 * data["observations"].std(axis=0) + 1e-6 * np.abs(next_rows)
         follows = (np.abs(stored - next_rows) <= tolerance).all(axis=1)
-        jumps = inside & ~follows
-        inner_ends = np.flatnonzero(data["episode_end"][:-1])
-        if len(inner_ends) > 0 and follows[:-1].all():
+        if data["episode_end"][:-1].any() and follows[:-1].all():
             print("note: next_observations only repeat the following rows, so they are not used")
             stored = None
     if stored is None:
@@ -803,20 +873,25 @@ def add_next_observations(data: dict, task: Task) -> None:
     else:
         # At an end, some files store the following row, too, which belongs to the next episode.
         data["next_valid"] = inside | ~follows
-        data["episode_end"] |= jumps
-        report_jumps(jumps, task)
+        end_episodes_at(inside & ~follows, data, task)
     if not data["next_valid"].any() and not data["terminals"].any():
         sys.exit(f"{task.name}: no row has a next state, so nothing can be learned")
     if not data["episode_end"].any():
         sys.exit(f"{task.name}: no episode ever ends; set timeouts to 1 where one was cut")
 
 
-def report_jumps(jumps, task: Task) -> None:
-    """Say in how many rows (n,) the stored next state is not the following row."""
+def end_episodes_at(jumps, data: dict, task: Task) -> None:
+    """End an episode in the rows (n,) whose stored next state is not the following row. Say so.
+
+    An export of qlearning_dataset has such rows. But if their next states stand elsewhere in the
+    data, or if they are many, then the rows are not in the order of time.
+    """
     if not jumps.any():
         return
-    # An export of qlearning_dataset jumps once an episode, which lasts 100 steps or more.
-    task.ordered = bool(jumps.mean() < 0.02)
+    wanted = {state.tobytes() for state in data["next_observations"][jumps][:1000]}
+    found = wanted.intersection(state.tobytes() for state in data["observations"])
+    task.ordered = bool(jumps.mean() < 0.1 and len(found) < len(wanted) / 2)
+    data["episode_end"] |= jumps
     meaning = "and each ends an episode"
     if not task.ordered:
         meaning = "and as rows are not in the order of time, there are no episodes"
@@ -826,14 +901,22 @@ def report_jumps(jumps, task: Task) -> None:
     )
 
 
+def action_scale(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Return center and radius (act,) of the actions: environment = center + radius * agent."""
+    if task.action_low is None:
+        return np.zeros(task.act_dim), np.ones(task.act_dim)
+    low, high = np.array(task.action_low), np.array(task.action_high)
+    radius = (high - low) / 2
+    radius[radius == 0] = 1
+    return (high + low) / 2, radius
+
+
 def scale_actions(data: dict, task: Task) -> None:
     """Scale the actions from the environment's bounds to [-1, 1]. make_env() scales them back."""
-    if task.action_low is None:
-        return
-    low, high = np.float32(task.action_low), np.float32(task.action_high)
-    data["actions"] = (data["actions"] - (high + low) / 2) / ((high - low) / 2)
+    center, radius = action_scale(task)
+    data["actions"] = ((data["actions"] - center) / radius).astype(np.float32)
     outside = (np.abs(data["actions"]) > 1 + 1e-5).any(axis=1).sum()
-    if outside > 0:
+    if outside > 0 and task.action_low is not None:
         print(
             f"note: {outside:,} of {len(data['actions']):,} rows have actions beyond the bounds "
             f"{task.action_low} and {task.action_high}; they are learned from as they are"
@@ -957,17 +1040,15 @@ def make_env(task: Task) -> gym.Env:
     """Make the task's environment. It gives flat observations and takes actions in [-1, 1]."""
     env = gym.make(task.env_id, task.max_episode_steps, disable_env_checker=True, **task.env_kwargs)
     env = gym.wrappers.FlattenObservation(env)
-    if task.action_low is None:
-        return env
     space = env.action_space
-    center, radius = (space.high + space.low) / 2, (space.high - space.low) / 2
+    center, radius = action_scale(task)
 
     def unscale(action):
         # Rounding must not leave the bounds, because some environments check them.
         return np.clip(center + radius * action, space.low, space.high).astype(space.dtype)
 
-    box = gym.spaces.Box(-1, 1, space.shape, np.float32)
-    return gym.wrappers.TransformAction(env, unscale, box)
+    agent_space = gym.spaces.Box((space.low - center) / radius, (space.high - center) / radius)
+    return gym.wrappers.TransformAction(env, unscale, agent_space)
 
 
 @torch.no_grad()
@@ -976,15 +1057,15 @@ def evaluate(agent: nn.Module, task: Task, episodes: int) -> np.ndarray:
     device = next(agent.parameters()).device
     shape = (agent.args.num_seeds, episodes)
     envs = [make_env(task) for _ in range(math.prod(shape))]
-    obs = np.stack([env.reset(seed=i % episodes)[0] for i, env in enumerate(envs)])
+    starts = [env.reset(seed=i % episodes)[0] for i, env in enumerate(envs)]
+    obs = np.array(starts, dtype=np.float32)
     returns = np.zeros(len(envs))
     playing = np.ones(len(envs), dtype=bool)
     # Random numbers of a policy must not change the training.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while playing.any():
-            if not np.isfinite(obs).all():
-                sys.exit(f"{task.env_id} gave an observation that is NaN or infinite")
-            batch = torch.as_tensor(obs, dtype=torch.float32, device=device).unflatten(0, shape)
+            check_finite(obs, returns, task)
+            batch = torch.as_tensor(obs, device=device).unflatten(0, shape)
             actions = agent.act(batch).flatten(0, 1).cpu().numpy()
             if not np.isfinite(actions[playing]).all():
                 sys.exit("training diverged: the policy's actions are NaN or infinite")
@@ -994,9 +1075,15 @@ def evaluate(agent: nn.Module, task: Task, episodes: int) -> np.ndarray:
                 playing[i] = not (terminated or truncated)
     for env in envs:
         env.close()
-    if not np.isfinite(returns).all():
-        sys.exit(f"{task.env_id} gave a reward that is NaN or infinite")
+    check_finite(obs, returns, task)
     return returns.reshape(shape)
+
+
+def check_finite(obs, returns, task: Task) -> None:
+    """Blame the environment for what is no number."""
+    for what, values in (("observation", obs), ("reward", returns)):
+        if not np.isfinite(values).all():
+            sys.exit(f"{task.env_id} gave an {what} that is NaN or infinite")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1030,7 +1117,7 @@ def choose_device(args: Args) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         sys.exit(f"--device {name} cannot be used here: {one_line(error)}")
     if args.execution == "graph" and device.type != "cuda":
@@ -1217,12 +1304,12 @@ def load_checkpoint(run_dir: str) -> dict:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # compares the content with its CRCs
+        if damaged is not None:
+            raise ValueError(f"{damaged} has changed")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
     except Exception as error:  # the unpickler raises nearly every type
-        sys.exit(f"{path} is damaged: {one_line(error)}")
-    if damaged is not None:
-        sys.exit(f"{path} is damaged: {damaged} has changed")
+        sys.exit(f"{path} cannot be read: {one_line(error)}")
     if script != Path(__file__).stem:
         sys.exit(f"{path} is a checkpoint of {script}.py; resume it with that script")
     return checkpoint
@@ -1263,16 +1350,30 @@ def parse_args() -> Args:
     return tyro.cli(Args, default=apply_settings(args), description=description)
 
 
+COUNTS = (
+    "num_seeds",
+    "num_updates",
+    "decay_updates",
+    "batch_size",
+    "hidden",
+    "eval_every",
+    "eval_episodes",
+    "final_eval_episodes",
+)
+
+
 def new_args(args: Args) -> Args:
     """Complete the arguments of a new run."""
-    for name in ("num_seeds", "num_updates", "batch_size", "eval_every", "eval_episodes"):
-        if getattr(args, name) < 1:
-            sys.exit(f"--{name.replace('_', '-')} must be at least 1")
+    for name, value in vars(args).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in COUNTS and value is not None and value < 1:
+            sys.exit(f"{option} must be at least 1")
+        if isinstance(value, int | float) and not abs(value) < 2**53:  # NaN is not smaller, too
+            sys.exit(f"{option} {value} is no number to calculate with")
+        if isinstance(value, str) and not value.isprintable():
+            sys.exit(f"{option} {value!r} holds characters that cannot be printed")
     if not 0 <= args.seed < 2**32:
         sys.exit("--seed must lie between 0 and 2^32 - 1")
-    for name, value in vars(args).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            sys.exit(f"--{name.replace('_', '-')} must be a finite number")
     if args.run_dir is None:
         name = f"{Path(__file__).stem}-{args.env.replace('/', '-')}-seed{args.seed}"
         args.run_dir = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
@@ -1340,12 +1441,28 @@ def make_folder(run: Run) -> None:
     """Make the run's folder. It appears with a checkpoint inside, so that each can be resumed."""
     folder = Path(run.args.run_dir)
     temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    temporary.mkdir(parents=True)
+    temporary.mkdir(parents=True, exist_ok=True)  # a killed run may have left it
     try:
         save(run, temporary)
         temporary.rename(folder)  # fails if another process has made the folder meanwhile
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: str):
+    """Keep other processes out of a run's folder. A process that is killed leaves no lock."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another process trains in {folder}")
+    except OSError as error:  # some network file systems cannot lock folders
+        print(f"note: {folder} is not locked: {error}")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def start_run(args: Args) -> Run:
@@ -1358,10 +1475,10 @@ def start_run(args: Args) -> Run:
         args = stored_args(args, checkpoint)
     device = choose_device(args)
     data, task = load_dataset(args)
-    print(
-        f"data: {task.name} ({task.source}), {task.transitions:,} rows, {task.episodes:,} episodes "
-        f"with a mean return of {task.data_return:.1f}; run: {args.run_dir}"
-    )
+    line = f"data: {task.name} ({task.source}), {task.transitions:,} rows"
+    if task.ordered:
+        line += f", {task.episodes:,} episodes with a mean return of {task.data_return:.1f}"
+    print(f"{line}; run: {args.run_dir}")
     columns = prepare_data(args, data, task)
     torch.manual_seed(args.seed)
     agent = Algorithm(args, task, device)
@@ -1371,7 +1488,10 @@ def start_run(args: Args) -> Run:
     if checkpoint is None:
         make_folder(run)
     else:
-        restore(run, checkpoint)
+        try:
+            restore(run, checkpoint)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            sys.exit(f"{args.run_dir} was made by another version: {one_line(error)}")
     return run
 
 
@@ -1381,7 +1501,8 @@ def main() -> None:
     run = None
     try:
         run = start_run(args)
-        train(run)
+        with locked(run.args.run_dir):
+            train(run)
     except KeyboardInterrupt:
         if run is None:
             sys.exit("\nstopped before the training began")
@@ -1389,7 +1510,7 @@ def main() -> None:
         sys.exit(f"\nstopped; {run.last_save} is saved; to continue: {command}")
     except (OSError, MemoryError, RuntimeError) as error:
         # PyTorch has no type of its own for a lack of memory on the CPU.
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("allocat|overflow", str(error)):
             raise
         sys.exit(f"{one_line(error)}; saved: {run.last_save if run else 'nothing'}")
     print(f"{run.args.run_dir}: result.json, checkpoint.pt, tensorboard")
