@@ -39,6 +39,9 @@ The command shows how often the ant gets from the task's start to the task's goa
     python -m benchmarks.datasets.mazes --maze umaze medium large --episodes 30
 """
 
+import contextlib
+import importlib
+import io
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal, NamedTuple
@@ -315,6 +318,8 @@ def point_spec(recipe_name: str) -> EnvSpec:
 
     It is named by its class, so nobody needs to register it. The mazes are those of the ants.
     """
+    with contextlib.redirect_stderr(io.StringIO()):  # it prints a notice about other environments
+        importlib.import_module("gymnasium_robotics")
     recipe = POINT_RECIPES[recipe_name]
     rows = por.MAZES[recipe.maze].split()
     return EnvSpec(
