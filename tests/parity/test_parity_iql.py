@@ -55,7 +55,7 @@ def draw_batches(case: dict, seed: int) -> list[dict]:
         batch = {"observations": obs, "actions": uniform(rng, -1, 1, size, case["act_dim"])}
         batch["next_observations"] = obs + uniform(rng, -0.5, 0.5, size, obs_dim)
         batch["rewards"] = uniform(rng, -1, 3, size)
-        batch["terminals"] = 1.0 * (rng.random(size) < 0.1)
+        batch["terminals"] = (rng.random(size) < 0.1).astype(float)
         batches.append(batch)
     return batches
 

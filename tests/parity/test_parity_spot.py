@@ -86,7 +86,7 @@ def draw_data(case: dict, seed: int) -> tuple[dict, list[dict]]:
     data = {"observations": obs, "actions": uniform(rng, -1, 1, n, act)}
     data["next_observations"] = obs + uniform(rng, -0.5, 0.5, n, case["obs_dim"]) * spread
     data["rewards"] = uniform(rng, -1, 3, n)
-    data["terminals"] = 1.0 * (rng.random(n) < 0.1)
+    data["terminals"] = (rng.random(n) < 0.1).astype(float)
     units = 2 * case["hidden"] if case["dropout"] > 0 else 0
     sizes = {"smoothing": (4, act), "z": (2, case["num_samples"] * 2 * act), "dropout": (2, units)}
     updates = []
@@ -103,7 +103,7 @@ def dropout_masks(draws: dict) -> list[np.ndarray]:
     threshold = statistics.NormalDist().inv_cdf(0.1)
     masks = []
     for numbers in (draws["dropout"], -draws["dropout"]):
-        masks += np.split((numbers > threshold) / 0.9, 2, 1)
+        masks += np.split(np.where(numbers > threshold, 1 / 0.9, 0.0), 2, 1)
     return masks
 
 

@@ -64,7 +64,7 @@ def draw_data(case: dict, seed: int) -> tuple[dict, list[dict], list[np.ndarray]
     data = {"observations": obs, "actions": uniform(rng, -1, 1, n, case["act_dim"])}
     data["next_observations"] = obs + uniform(rng, -0.5, 0.5, n, case["obs_dim"]) * spread
     data["rewards"] = uniform(rng, -1, 3, n)
-    data["terminals"] = 1.0 * (rng.random(n) < 0.1)
+    data["terminals"] = (rng.random(n) < 0.1).astype(float)
     rows, noise = [], []
     for _ in range(UPDATES):
         rows.append((n * rng.random(size)).astype(int))
