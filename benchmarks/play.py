@@ -113,7 +113,7 @@ class ShiftSeed(gym.Wrapper):
 class Film(gym.Wrapper):
     """An environment that keeps pictures of its episode."""
 
-    def __init__(self, env: gym.Env, fps: int, size: int):
+    def __init__(self, env: gym.Env, fps: int):
         super().__init__(env)
         steps_per_second = env.metadata.get("render_fps", fps)
         # A picture of every step would be more than a video needs.
@@ -121,11 +121,11 @@ class Film(gym.Wrapper):
         self.fps = steps_per_second / self.every
         self.pictures = []
         self.steps = 0
-        renderer = vars(env.unwrapped).get("mujoco_renderer")
-        if renderer is not None:
-            # Without a graphics card, the time of rendering grows with the number of pixels.
-            renderer.width = min(size, renderer.width)
-            renderer.height = min(size, renderer.height)
+        if is_mujoco(env):
+            # Without a graphics card, a picture with shadows takes five times as long.
+            quality = env.unwrapped.model.vis.quality
+            quality.shadowsize = 0
+            quality.offsamples = 0
 
     def reset(self, **options):
         result = self.env.reset(**options)
@@ -140,31 +140,38 @@ class Film(gym.Wrapper):
         return result
 
 
+def is_mujoco(env: gym.Env) -> bool:
+    return "mujoco_renderer" in vars(env.unwrapped)
+
+
 def take_picture(env: gym.Env) -> np.ndarray:
     """Return a picture (height, width, 3) of the environment."""
     try:
-        picture = env.render()
+        return np.asarray(env.render())
     except Exception as error:  # every renderer has its own types
-        reason = " ".join(str(error).split())[:150]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:150]}"
+        needs = ""
+        if is_mujoco(env):
+            needs = "; install EGL or OSMesa (libegl1 or libosmesa6 in Debian)"
         sys.exit(
-            f"{env.spec.id} cannot be filmed here: {type(error).__name__}: {reason}; MuJoCo needs "
-            "EGL or OSMesa (libegl1 or libosmesa6 in Debian); without --video the run is evaluated"
+            f"{env.spec.id} cannot be filmed here: {reason}{needs}; without --video the run is "
+            "evaluated"
         )
-    return np.asarray(picture)
 
 
 def choose_renderer() -> None:
-    """Let MuJoCo use the first way of rendering that works here, before it is imported."""
-    if "MUJOCO_GL" in os.environ:
-        return
+    """Let Gymnasium use the first of MuJoCo's ways of rendering that works here."""
     trial = "import mujoco; context = mujoco.GLContext(8, 8); context.make_current()"
-    for name in ("egl", "osmesa", "glfw"):
+    asked = os.environ.get("MUJOCO_GL")
+    for name in ("egl", "osmesa", "glfw") if asked is None else (asked,):
         env = os.environ | {"MUJOCO_GL": name}
         # A missing library can end the process that tries it.
         answer = subprocess.run([sys.executable, "-c", trial], env=env, capture_output=True)
         if answer.returncode == 0:
             os.environ["MUJOCO_GL"] = name
             return
+    if asked is not None:
+        sys.exit(f"MUJOCO_GL={asked} does not work here; unset it, and all ways are tried")
 
 
 def evaluate(module: ModuleType, agent, task, args: Args) -> tuple[np.ndarray, list[Film]]:
@@ -184,7 +191,7 @@ def evaluate(module: ModuleType, agent, task, args: Args) -> tuple[np.ndarray, l
             task = replace(task, env_kwargs=task.env_kwargs | {"render_mode": "rgb_array"})
         env = make_env(task)
         if filmed:
-            env = Film(env, args.fps, args.size)
+            env = Film(env, args.fps)
             films.append(env)
         return ShiftSeed(env, args.env_seed)
 
