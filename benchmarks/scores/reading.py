@@ -27,7 +27,7 @@ CIRCUMSTANCES = {
     "device",
     "execution",
 }
-GROUPS = {
+GROUPS = {  # Task.source: origin of the data
     "D4RL file": "D4RL's own data",
     "rebuilt": "Rebuilt data",
     "Minari": "Minari's data",
@@ -61,7 +61,15 @@ def read_result(path: Path) -> dict:
             if scores.shape != (result["args"]["num_seeds"],) or returns.shape != scores.shape:
                 raise ValueError(f"{scores.size} scores at update {evaluation['update']}")
         needed = ("script", "step", "finished", "final", "commits", "device", "versions")
-        needed_of_task = ("name", "source", "env_id", "ref_min", "ref_max", "data_return")
+        needed_of_task = (
+            "name",
+            "source",
+            "env_id",
+            "ref_min",
+            "ref_max",
+            "data_return",
+            "transitions",
+        )
         for key in needed:
             result[key]
         for key in (*needed_of_task, "fingerprint"):
@@ -106,10 +114,8 @@ def complaints(result: dict) -> list[str]:
                 f"the scores at update {evaluation['update']} do not follow from the returns"
             )
     for phase, part in phases(result).items():
-        total = part[-1]["update"]
-        if phase == "train":
-            total = args["num_updates"]
-        elif phase == "online" and args.get("online_steps"):
+        total = args["num_updates"]
+        if phase == "online" and args.get("online_steps"):
             total = args["online_steps"]
         updates = [evaluation["update"] for evaluation in part]
         wanted = [*range(args["eval_every"], total, args["eval_every"]), total]
@@ -213,7 +219,7 @@ class Row:
     @property
     def level(self) -> float | None:
         """Return what the data score; None in mazes, whose episodes go on after the goal."""
-        if "maze" in self.dataset:
+        if "maze" in self.dataset or self.task["transitions"] == 0:
             return None
         return float(normalized(self.task, self.task["data_return"]))
 
@@ -256,7 +262,12 @@ class Row:
 
 def make_rows(path: Path, result: dict, label: str = "", deviations: dict | None = None) -> list:
     """Return a row for every phase that was evaluated."""
-    source = "local" if result["task"]["name"].startswith("local/") else result["task"]["source"]
+    task = result["task"]
+    group = GROUPS.get(task["source"], "Other data")
+    if task["name"].startswith("local/"):
+        group = "Other data"
+    elif task["transitions"] == 0:
+        group = "No data: trained online from scratch"
     rows = []
     for phase, part in phases(result).items():
         row = Row(
@@ -265,9 +276,9 @@ def make_rows(path: Path, result: dict, label: str = "", deviations: dict | None
             label=label or algorithm_name(result["script"]),
             deviations=dict(deviations or {}),
             first_casting=result["first_casting"],
-            group=GROUPS.get(source, "Other data"),
+            group=group,
             phase=phase,
-            task=result["task"],
+            task=task,
             args=result["args"],
             at=np.array([evaluation["update"] for evaluation in part], float),
             curve=np.array([evaluation["scores"] for evaluation in part], float),
