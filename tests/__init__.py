@@ -3,4 +3,7 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "algorithms"))
+pytest.register_assert_rewrite("tests.helpers")  # its assertions show their values, too

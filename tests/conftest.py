@@ -1,6 +1,5 @@
 """Fixtures of all tests: small datasets, folders of their own, and the scripts' command lines."""
 
-import importlib
 import os
 import subprocess
 import sys
@@ -14,19 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers import call_main, dataset_folders, load_script, small_options
+
 ROOT = Path(__file__).resolve().parents[1]
-pytest.register_assert_rewrite("tests.helpers")  # its assertions show their values, too
 torch.set_num_threads(1)  # the numbers must not depend on the machine's cores
 gym.logger.min_level = gym.logger.ERROR  # the old v4 environments are meant
-
-# Options of a run of seconds. All counts differ, so that a mix-up of two options shows.
-SMALL = ["--hidden=16", "--batch-size=20", "--eval-episodes=2", "--final-eval-episodes=3"]
-SMALLER = {"por": ["--execute-hidden=12"]}  # what only one script has
-
-
-def load_script(script: str | ModuleType) -> ModuleType:
-    """Return a script of algorithms/ as a module."""
-    return importlib.import_module(script) if isinstance(script, str) else script
 
 
 @pytest.fixture(scope="session")
@@ -35,18 +26,10 @@ def por() -> ModuleType:
     return load_script("por")
 
 
-def folders(folder: Path) -> dict:
-    """Return environment variables that keep a test away from the datasets of its user."""
-    return {
-        "MINARI_DATASETS_PATH": str(folder / "minari"),
-        "D4RL_DATASET_DIR": str(folder / "d4rl"),
-    }
-
-
 @pytest.fixture
 def isolated(tmp_path, monkeypatch):
     """Give a test its own datasets and working folder. Put PyTorch's settings back after it."""
-    for name, value in folders(tmp_path).items():
+    for name, value in dataset_folders(tmp_path).items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(tmp_path)
     precision = torch.get_float32_matmul_precision()
@@ -56,29 +39,16 @@ def isolated(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def main(isolated, monkeypatch, capsys):
-    """Return `main(*words, script="por")`: the command in this process, without its imports.
+def main(isolated):
+    """Return `main(*words, script="por")`: the command in this process, in the test's folder.
 
-    It returns the exit code, the output and the errors, and adds the options of a small run unless
-    `small=False`.
+    It adds the options of a small run, unless `small=False`, and returns code, out and err.
     """
 
     def call(*words, script: str | ModuleType = "por", small: bool = True) -> SimpleNamespace:
-        module = load_script(script)
-        name = module.__name__
-        options = [*SMALL, *SMALLER.get(name, [])] if small else []
-        command = [f"algorithms/{name}.py", *options, *(str(word) for word in words)]
-        monkeypatch.setattr(sys, "argv", command)
-        capsys.readouterr()
-        try:
-            code = module.main()
-        except SystemExit as end:
-            code = end.code
-        out, err = capsys.readouterr()
-        if isinstance(code, str):
-            # Python itself prints the message and exits with 1.
-            code, err = 1, err + code
-        return SimpleNamespace(code=code or 0, out=out, err=err)
+        name = load_script(script).__name__
+        options = small_options(name) if small else []
+        return call_main(script, [*options, *words], isolated)
 
     return call
 
@@ -88,15 +58,14 @@ def start_cli():
     """Return `start_cli(*words, folder=, script="por")`: a script's process, output piped."""
 
     def start(*words, folder: Path, script: str = "por", small: bool = True) -> subprocess.Popen:
-        # A command that names a size itself gets its own, because the last one counts.
-        options = [*SMALL, *SMALLER.get(script, [])] if small else []
+        options = small_options(script) if small else []
         path = Path(script) if script.endswith(".py") else ROOT / "algorithms" / f"{script}.py"
         command = [sys.executable, path, *options, *words]
         changed = {"OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONUNBUFFERED": "1"}
         return subprocess.Popen(
             [str(part) for part in command],
             cwd=folder,
-            env=os.environ | folders(folder) | changed,
+            env=os.environ | dataset_folders(folder) | changed,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -1,109 +1,103 @@
-"""What the tests of several scripts use: arrays, commands, stopped runs and what they leave."""
+"""What the tests of several scripts use: small agents, stopped runs and what runs leave."""
 
+import importlib
+import io
 import json
-import re
-import signal
+import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
+import pytest
 import torch
+
+# ---- The mathematics of one script ----
+
+
+def make_task(module: ModuleType, obs_dim: int = 4, act_dim: int = 2, **known):
+    """Return a Task whose actions lie in [-1, 1] and whose observations are standard already."""
+    fields = {"name": "a-task", "source": "", "env_id": "A-v0", "env_kwargs": {}}
+    fields |= {"max_episode_steps": 1000, "ref_min": None, "ref_max": None}
+    fields |= {"obs_dim": obs_dim, "act_dim": act_dim}
+    fields |= {"action_low": [-1.0] * act_dim, "action_high": [1.0] * act_dim}
+    fields |= {"obs_mean": [0.0] * obs_dim, "obs_std": [1.0] * obs_dim}
+    return module.Task(**fields | known)
+
+
+def make_batch(num_seeds: int = 2, size: int = 32, obs_dim=4, act_dim=2, seed: int = 0) -> dict:
+    """Return random rows. A quarter ends an episode, and half of these have no next state."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(num_seeds, size, *shape, generator=draw)
+
+    batch = {"observations": normal(obs_dim), "next_observations": normal(obs_dim)}
+    batch |= {"actions": normal(act_dim).tanh(), "rewards": normal()}
+    batch |= {"terminals": torch.zeros(num_seeds, size), "next_valid": torch.ones(num_seeds, size)}
+    batch["terminals"][:, ::4] = 1
+    batch["next_valid"][:, ::8] = 0
+    return batch
+
+
+def make_data(columns: dict, episode_end=None) -> dict:
+    """Return data as load_dataset() does. Each row is an episode of its own unless told."""
+    rows = len(columns["rewards"])
+    data = {key: np.asarray(column, dtype=np.float32) for key, column in columns.items()}
+    if episode_end is None:
+        episode_end = np.ones(rows, dtype=bool)
+    data["episode_end"] = np.asarray(episode_end, dtype=bool)
+    data.setdefault("terminals", data["episode_end"].astype(np.float32))
+    data.setdefault("next_observations", data["observations"])
+    data.setdefault("next_valid", 1 - data["terminals"])
+    return data
+
+
+def train(module: ModuleType, args, task, columns: dict):
+    """Train an agent on these columns through all its offline phases, without saving."""
+    torch.manual_seed(args.seed)
+    agent = module.Algorithm(args, task, "cpu")
+    buffer = module.ReplayBuffer(columns, args, torch.device("cpu"))
+    for phase in agent.phases:
+        for step in range(phase.num_updates):
+            phase.updates[step % len(phase.updates)](buffer.sample())
+    return agent
 
 
 def gaussian(policy, x, y) -> np.ndarray:
-    """log density of y by the textbook formula in float64, (N, B)."""
+    """Return the log density of y by the textbook's formula in float64: (N, B)."""
     with torch.no_grad():
         mean, std = (part.double().numpy() for part in policy(x))
     y = y.double().numpy()
     return (-((y - mean) ** 2) / (2 * std**2) - np.log(std * np.sqrt(2 * np.pi))).sum(-1)
 
 
-def flat(raw: dict, *without: str) -> dict:
-    """What read_hdf5 takes of a file with those arrays."""
-    return {k: v for k, v in raw.items() if "/" not in k and k not in without}
+def forward(net, index: int, x: np.ndarray, masks=(1, 1)) -> np.ndarray:
+    """Return the output (B, out) of one copy of an mlp() by NumPy, hidden units times masks."""
+    layers = [layer for layer in net if list(layer.parameters())]
+    for i, layer in enumerate(layers):
+        weight, bias = (p.detach().double().numpy() for p in (layer.weight, layer.bias))
+        x = x @ weight[index] + bias[index]
+        if i < len(layers) - 1:
+            x = np.maximum(x, 0) * masks[i]
+    return x
 
 
-def hopper_task(por) -> dict:
-    """What load_dataset passes on for D4RL's hopper-medium-v2."""
-    spec = por.gym.spec("Hopper-v4")
-    return {"name": "hopper-medium-v2", "env_id": spec.id, "env_spec": spec.to_json(),
-            "horizon": 1000, "ref_min": -20.272305, "ref_max": 3234.3}
-
-
-def command(run_dir: str, options: list) -> list:
-    """Words of a command that trains seeds 5 and 6 on the folder's data.hdf5."""
-    return ["--env", "hopper-medium-v2", "--dataset-file", "data.hdf5", "--seed", "5",
-            "--num-seeds", "2", "--run-dir", run_dir, *options]
-
-
-def result_of(run_dir: Path) -> dict:
-    """result.json of a run."""
-    return json.loads((run_dir / "result.json").read_text())
-
-
-def curves(folder: Path) -> dict:
-    """Tag -> steps of one TensorBoard folder, all values finite; what a resume purged is absent."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
-    events.Reload()
-    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
-    assert all(np.isfinite(e.value) for column in found.values() for e in column)
-    return {tag: [e.step for e in column] for tag, column in found.items()}
-
-
-def headline(out: str) -> str:
-    """The scores of the last report in the output."""
-    return re.findall(r"normalized score (.* seeds \(.*?\))", out)[-1]
-
-
-def stop_when(process, folder: Path, phase: int, step: int, number: int) -> str:
-    """Send the signal once a checkpoint is that far; returns what the process had printed."""
-    deadline = time.time() + 120
-    while time.time() < deadline and process.poll() is None:
-        try:
-            result = result_of(folder)
-        except (OSError, ValueError):
-            result = {"phase": 0, "step": -1}
-        if (result["phase"], result["step"]) >= (phase, step):
-            assert not result["finished"], "the run was too short to be stopped in its middle"
-            break
-        time.sleep(0.01)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 143), out + err
-    assert "Traceback" not in err
-    return out
-
-
-def differing(one, other, name="") -> list[str]:
-    """Names of what differs in two nested states, down to the bits of the tensors."""
-    if isinstance(one, torch.Tensor):
-        same = one.dtype == other.dtype and torch.equal(one, other)
-        return [] if same else [name]
-    if isinstance(one, dict):
-        assert one.keys() == other.keys(), name
-        return [d for k in one for d in differing(one[k], other[k], f"{name}/{k}")]
-    if isinstance(one, list):
-        assert len(one) == len(other), name
-        return [d for i, x in enumerate(one) for d in differing(x, other[i], f"{name}/{i}")]
-    return [] if one == other else [name]
-
-
-def same_end(folder: Path, one: str, other: str) -> None:
-    """Both runs ended with the same weights, optimisers, generators and evaluations."""
-    states = [torch.load(folder / run / "checkpoint.pt") for run in (one, other)]
-    keys = ("agent", "moments", "generators", "evaluations", "phase", "step", "finished")
-    assert states[0]["finished"] and len(states[0]["generators"]) == 2
-    assert differing(*({key: state[key] for key in keys} for state in states)) == []
+def copies_of(parameters) -> list[torch.Tensor]:
+    """Return the current values."""
+    return [parameter.detach().clone() for parameter in parameters]
 
 
 def keep_gradients(agent):
-    """The agent, whose optimisers now leave the gradients of their last step in `.grad`."""
+    """Let the agent's optimizers leave the gradients of their last step in `.grad`."""
+
     def kept(optimizer, step):
-        def keep_and_step(gradients):
-            for weight, gradient in zip(optimizer.weights, gradients, strict=True):
-                weight.grad = gradient
-            step(gradients)
+        def keep_and_step(grads):
+            for parameter, gradient in zip(optimizer.params, grads, strict=True):
+                parameter.grad = gradient.clone()
+            step(grads)
+
         return keep_and_step
 
     for optimizer in agent.optimizers.values():
@@ -111,44 +105,120 @@ def keep_gradients(agent):
     return agent
 
 
-# ---- Parity with other people's code: what is drawn, stored and compared ----
+# ---- Runs ----
 
-def cast(agent, dtype) -> None:
-    """Weights of an agent and the moments of its optimisers, which have not stepped yet."""
-    agent.to(dtype)
-    for optimizer in agent.optimizers.values():
-        optimizer.__init__(optimizer.weights, optimizer.lr.item())
-
-
-def uniform(rng, low: float, high: float, *shape: int) -> np.ndarray:
-    """Uniform numbers: NumPy promises their stream for longer than that of normal ones."""
-    return low + (high - low) * rng.random(shape)
+# Options of a run of seconds. All counts differ, so that a mix-up of two options shows.
+SMALL = ["--hidden=16", "--batch-size=20", "--eval-episodes=2", "--final-eval-episodes=3"]
+# What only one script has: a new algorithm adds a line
+SMALLER = {
+    "por": ["--execute-hidden=12"],
+    "spot": ["--vae-hidden=12", "--vae-updates=20"],
+    "sac": ["--random-steps=60"],
+}
 
 
-def shorten(numbers) -> list[float]:
-    """Nine digits are far finer than any tolerance here."""
-    return [float(f"{x:.9g}") for x in numbers]
+def load_script(script: str | ModuleType) -> ModuleType:
+    """Return a script of algorithms/ as a module."""
+    return importlib.import_module(script) if isinstance(script, str) else script
 
 
-def digest(tensors: dict) -> dict:
-    """Norm and up to four entries of each tensor."""
-    spread = lambda x: x.ravel()[np.unique(np.linspace(0, x.size - 1, 4).astype(int))]
-    return {k: shorten([np.linalg.norm(x), *spread(x)]) for k, x in tensors.items()}
+def small_options(script: str) -> list[str]:
+    """Return the options of a small run. A command that names a size itself gets its own."""
+    return SMALL + SMALLER.get(script, [])
 
 
-def differences(ours: dict, golden: dict, tolerance: float) -> list[str]:
-    """Every recorded number that ours misses by more than tolerance * max(1, |number|)."""
-    found = []
-    for kind, steps in golden.items():
-        for step, expected in steps.items():
-            mine = ours[kind][step]
-            if kind == "losses":
-                expected, mine = {"losses": expected}, {"losses": mine}
-            assert mine.keys() == expected.keys()
-            for name, numbers in expected.items():
-                a, b = np.array(mine[name]), np.array(numbers)
-                assert a.shape == b.shape, (step, name)
-                worst = (abs(a - b) / np.maximum(1, abs(b))).max()
-                if not worst <= tolerance:
-                    found.append(f"after update {step}, {name}: off by {worst:.1e}")
-    return found
+def dataset_folders(folder: Path) -> dict:
+    """Return environment variables that keep a test away from the datasets of its user."""
+    return {
+        "MINARI_DATASETS_PATH": str(folder / "minari"),
+        "D4RL_DATASET_DIR": str(folder / "d4rl"),
+    }
+
+
+def call_main(script: str | ModuleType, words, folder: Path) -> SimpleNamespace:
+    """Run a script's command in this process and in a folder, without its seconds of imports.
+
+    Return the exit code, the output and the errors. PyTorch's settings are put back.
+    """
+    module = load_script(script)
+    out, err = io.StringIO(), io.StringIO()
+    precision = torch.get_float32_matmul_precision()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in dataset_folders(folder).items():
+            patch.setenv(name, value)
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [f"algorithms/{module.__name__}.py", *map(str, words)])
+        try:
+            with redirect_stdout(out), redirect_stderr(err):
+                code = module.main()
+        except SystemExit as end:
+            code = end.code
+        finally:
+            torch.set_float32_matmul_precision(precision)
+            torch.set_flush_denormal(False)
+    error = err.getvalue()
+    if isinstance(code, str):
+        # Python itself prints the message and exits with 1.
+        code, error = 1, error + code
+    return SimpleNamespace(code=code or 0, out=out.getvalue(), err=error)
+
+
+def result_of(run_dir: Path) -> dict:
+    """Return result.json of a run."""
+    return json.loads(Path(run_dir, "result.json").read_text())
+
+
+def checkpoint_of(run_dir: Path) -> dict:
+    """Return checkpoint.pt of a run."""
+    return torch.load(Path(run_dir, "checkpoint.pt"), weights_only=True)
+
+
+def curves(folder: Path) -> dict:
+    """Return tag -> steps of one TensorBoard folder. All values must be finite."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    found = {tag: events.Scalars(tag) for tag in events.Tags()["scalars"]}
+    assert all(np.isfinite(event.value) for column in found.values() for event in column)
+    return {tag: [event.step for event in column] for tag, column in found.items()}
+
+
+def wait_until(process, run_dir: Path, phase: int, step: int) -> None:
+    """Wait until the checkpoint of a running process is that far."""
+    deadline = time.time() + 120
+    while time.time() < deadline:
+        try:
+            result = result_of(run_dir)
+        except FileNotFoundError:
+            result = {"phase": 0, "step": -1}
+        if (result["phase"], result["step"]) >= (phase, step):
+            return
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+    raise TimeoutError(f"{run_dir} did not get to update {step} of phase {phase}")
+
+
+def differing(one, other, name: str = "") -> list[str]:
+    """Return the names of what differs in two nested states, down to the bits of tensors."""
+    if isinstance(one, torch.Tensor):
+        same = one.dtype == other.dtype and torch.equal(one, other)
+        return [] if same else [name]
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return [f"{name}: {one.keys() ^ other.keys()}"]
+        return [d for key in one for d in differing(one[key], other[key], f"{name}/{key}")]
+    if isinstance(one, list):
+        if len(one) != len(other):
+            return [f"{name}: {len(one)} and {len(other)} entries"]
+        return [d for i, x in enumerate(one) for d in differing(x, other[i], f"{name}/{i}")]
+    return [] if one == other else [name]
+
+
+def same_end(one: Path, other: Path) -> list[str]:
+    """Return what differs in two finished runs: weights, optimizers, random state, evaluations."""
+    keys = ("agent", "optimizers", "rng_state", "extra_state", "evaluations", "phase", "step")
+    states = [checkpoint_of(run_dir) for run_dir in (one, other)]
+    assert all(state["finished"] for state in states)
+    parts = [{key: state[key] for key in keys} for state in states]
+    return differing(*parts)
