@@ -128,7 +128,9 @@ def dashes_of(rows: list[Row]) -> dict[str, object]:
     """Return the line style of every label: the variants of one algorithm differ."""
     styles = {}
     for script in dict.fromkeys(row.script for row in rows):
-        labels = sorted({row.label for row in rows if row.script == script})
+        members = {row.label for row in rows if row.script == script}
+        # The shortest label is the plain algorithm, whose line is solid.
+        labels = sorted(members, key=lambda label: (len(label), label))
         for i, label in enumerate(labels):
             styles[label] = DASHES[i % len(DASHES)]
     return styles
@@ -187,22 +189,27 @@ def draw(rows: list[Row], title: str | None = None, columns: int = 3) -> Figure:
             axes.set_title(textwrap.fill(name, width, break_on_hyphens=False), loc="left")
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
-        add_legend(figure, entries, columns)
+        add_legend(figure, entries)
         if title is not None:
-            figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=18)
+            add_title(figure, title)
     return figure
 
 
-def add_legend(figure: Figure, entries: dict, columns: int) -> None:
+def add_title(figure: Figure, title: str) -> None:
+    title = textwrap.fill(title, int(7 * figure.get_figwidth()), break_on_hyphens=False)
+    figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=18)
+
+
+def add_legend(figure: Figure, entries: dict) -> None:
     """Put the legend below the panels, what the data score last."""
     labels = sorted(entries, key=lambda label: (label == "behaviour policy", label))
-    artists = [entries[label] for label in labels]
+    inches = 0.9 + 0.12 * max(len(label) for label in labels)  # of one entry
     figure.legend(
-        artists,
+        [entries[label] for label in labels],
         labels,
         loc="outside lower left",
         frameon=False,
-        ncols=min(len(labels), 2 * columns if max(map(len, labels)) < 30 else columns),
+        ncols=max(1, int(figure.get_figwidth() / inches)),
         handlelength=3,
     )
 

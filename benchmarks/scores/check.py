@@ -1,265 +1,314 @@
-"""Say, cell by cell, how far the results are from the published numbers, and fail on false claims.
+"""Say how far the results are from the published numbers, and fail if a claim does not hold.
 
-1. The results must not contradict themselves, and README must show what they give (tables.py).
-2. On D4RL's own data: ours beside the paper's score and the best re-run of the same dataset and
-   version. "within" means that our mean lies in the published mean ± its printed spread; where
-   none is printed our own deviation over seeds stands in, and the table says so. Only runs as long
-   as the published ones, with the authors' settings and at least three seeds can match.
-3. On rebuilt data no published number is a target. What can carry over is an ordering: where a
-   paper has one algorithm clearly above another on D4RL's namesake (by more than both spreads
-   together, at least one point), is it so here? Support, for each task and over the tasks of a
-   suite: rliable's probability of improvement P(X > Y) with its stratified bootstrap interval, and
-   the one-sided p of a permutation test on the difference of means, seeds exchanged within each
-   task. Many orderings are tested at once: a single p of 0.05 among twenty is no discovery.
-4. benchmarks/claims.csv lists what this project claims, one claim a line. Names are files of
-   benchmarks/results/ without .json:
-       por-hopper-medium-v2,reproduces,paper    our mean is within the paper's (rerun's) spread
-       iql-x;iql-y,better,bc-x;bc-y             p <= 0.05, over these tasks together
-   A claim that does not hold makes this command fail, as does a claim about a missing result.
+    python -m benchmarks.scores.check
 
-    python benchmarks/check.py
+1. The results must not contradict themselves, and the pages must show what they give (tables.py).
+2. On D4RL's own data, ours stand beside the paper's score and the best re-run. "within" means that
+   our mean lies in the published mean ± its spread, or ± ours where none is printed. Only runs as
+   long as the published ones, with the published settings and three seeds or more, can match.
+3. On rebuilt data no published number is a target, but an order can carry over. Where a paper has
+   one algorithm clearly above another on D4RL's namesake (by more than both spreads together, and
+   at least one point), the support is told for each task, and for the tasks of a suite together:
+   rliable's probability of improvement P(X > Y) with its interval, and the one-sided p of a
+   permutation test, seeds exchanged within each task. Many orders are tested at once, so a single
+   p of 0.05 is no discovery.
+4. claims.csv lists what this project claims, one claim a line. Names are files of results/:
+       hopper-medium-v2/por-q,reproduces,paper   our mean is within the paper's (rerun's) spread
+       a/iql;b/iql,better,a/bc;b/bc              p <= 0.05, over these tasks together
 """
 
 import csv
 import itertools
 import math
+import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import tyro
 
-import tables
-from tables import ROOT, Row
+from benchmarks.common import (
+    interval,
+    markdown_table,
+    mean_and_spread,
+    probability_of_improvement,
+)
+from benchmarks.scores import tables
+from benchmarks.scores.reading import PUBLISHED_UPDATES, Row, read_results
 
-CLAIMS = ROOT / "benchmarks" / "claims.csv"
 MOST_SPLITS = 200_000  # more permutations than these are sampled
 LEVEL = 0.05  # of a permutation test
 FEWEST_SEEDS = 3  # of a run that may count as a reproduction
 
 
 @dataclass
-class Args:
-    results: Path = ROOT / "benchmarks" / "results"
-    """folder with one JSON per finished run"""
-    readme: Path = ROOT / "README.md"
-    """file with the tables"""
-    claims: Path = CLAIMS
-    """what is claimed"""
+class Args(tables.Args):
+    claims: Path = tables.SCORES / "claims.csv"  # what is claimed
 
 
-# ---- Support of an ordering
-
-def improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """rliable's P(X > Y), a tie as half, averaged over tasks: (..., runs, tasks) -> (...)."""
-    pairs = x[..., :, None, :] - y[..., None, :, :]
-    return ((pairs > 0) + 0.5 * (pairs == 0)).mean((-3, -2, -1))
+# --------------------------------------------------------------------------------------------------
+# Support of an order
+# --------------------------------------------------------------------------------------------------
 
 
 def permutation_p(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """One-sided p of 'the first is higher': how often exchanged seeds differ at least as much.
+    """Return the one-sided p of 'the first is higher' for the scores (n,) and (m,) of each task.
 
-    pairs: scores (n,) and (m,) of each task; the statistic is the sum over tasks of the difference
-    of means. All splits are counted, or MOST_SPLITS random ones where there are more.
+    It is how often exchanged seeds differ at least as much. The statistic is the sum over tasks of
+    the difference of means. All splits are counted, or random ones where there are too many.
     """
     observed = sum(x.mean() - y.mean() for x, y in pairs)
     counts = [math.comb(len(x) + len(y), len(x)) for x, y in pairs]
+    total = np.zeros(1)
     if math.prod(counts) <= MOST_SPLITS:
-        total = np.zeros(1)
         for x, y in pairs:
             both = np.concatenate([x, y])
-            first = np.array([*itertools.combinations(range(len(both)), len(x))])
-            total = (total[:, None] + difference(both, both[first].sum(1), len(x))).ravel()
+            first = np.array(list(itertools.combinations(range(len(both)), len(x))))
+            gaps = difference_of_means(both[first].sum(1), both, len(x))
+            total = (total[:, None] + gaps).ravel()
         return float((total >= observed - 1e-9).mean())
-    rng, total = np.random.default_rng(0), np.zeros(MOST_SPLITS)
+    rng = np.random.default_rng(0)
     for x, y in pairs:
-        both = np.tile(np.concatenate([x, y]), (MOST_SPLITS, 1))
-        total += difference(both[0], rng.permuted(both, axis=1)[:, :len(x)].sum(1), len(x))
+        both = np.concatenate([x, y])
+        shuffled = rng.permuted(np.tile(both, (MOST_SPLITS, 1)), axis=1)
+        total = total + difference_of_means(shuffled[:, : len(x)].sum(1), both, len(x))
     return float(((total >= observed - 1e-9).sum() + 1) / (MOST_SPLITS + 1))
 
 
-def difference(both: np.ndarray, first: np.ndarray, n: int) -> np.ndarray:
-    """Mean of n of the values minus mean of the others, given the sum of the n."""
-    return first / n - (both.sum() - first) / (len(both) - n)
+def difference_of_means(sums: np.ndarray, both: np.ndarray, n: int) -> np.ndarray:
+    """Return the mean of n values minus that of the others, for the sums of the n."""
+    return sums / n - (both.sum() - sums) / (len(both) - n)
 
 
 def support(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
-    """Difference of means, P(X > Y) with interval, p, and a verdict in words."""
+    """Return difference of means, P(X > Y) with its interval, p and a verdict."""
     if len({(len(x), len(y)) for x, y in pairs}) > 1:
-        raise SystemExit("tasks that are taken together need equally many seeds")
-    x, y = (np.stack(side, 1) for side in zip(*pairs))
-    p, opposite = permutation_p(pairs), permutation_p([(b, a) for a, b in pairs])
+        sys.exit("tasks that are taken together need equally many seeds")
+    x, y = (np.stack(side, axis=1) for side in zip(*pairs, strict=True))
     gap = float(x.mean() - y.mean())
-    verdict = ("supported" if p <= LEVEL else "contradicted" if opposite <= LEVEL
-               else "same direction, not significant" if gap > 0
-               else "other direction, not significant")
-    return {"gap": gap, "better": float(improvement(x, y)), "p": p, "verdict": verdict,
-            "interval": tables.bootstrap(improvement, x, y, reps=2_000)}
+    p = permutation_p(pairs)
+    if p <= LEVEL:
+        verdict = "supported"
+    elif permutation_p([(b, a) for a, b in pairs]) <= LEVEL:
+        verdict = "contradicted"
+    elif gap > 0:
+        verdict = "same direction, not significant"
+    else:
+        verdict = "other direction, not significant"
+    return {
+        "gap": gap,
+        "better": float(probability_of_improvement(x, y)),
+        "interval": interval(probability_of_improvement, x, y, resamples=2_000),
+        "p": p,
+        "verdict": verdict,
+    }
 
 
-# ---- Cells on D4RL's own data
+# --------------------------------------------------------------------------------------------------
+# D4RL's own data: beside the published numbers
+# --------------------------------------------------------------------------------------------------
+
 
 def obstacles(row: Row) -> list[str]:
-    """Why a row cannot count as a reproduction, whatever its score."""
+    """Return why a row cannot count as a reproduction, whatever its score."""
     found = []
-    if row.updates < tables.PUBLISHED_UPDATES:
-        found.append(f"{row.updates:,} of {tables.PUBLISHED_UPDATES:,} updates")
-    if len(row.seeds) < FEWEST_SEEDS:
-        found.append(f"{len(row.seeds)} of {FEWEST_SEEDS} seeds")
+    if row.updates < PUBLISHED_UPDATES:
+        found.append(f"{row.updates:,} of {PUBLISHED_UPDATES:,} updates")
+    if row.seeds < FEWEST_SEEDS:
+        found.append(f"{row.seeds} of {FEWEST_SEEDS} seeds")
     if row.deviations:
-        found.append("settings of its own: "
-                     + ", ".join(f"{k} {v}" for k, v in row.deviations.items()))
+        words = [f"{key} {value}" for key, value in row.deviations.items()]
+        found.append(f"settings of its own: {', '.join(words)}")
     return found
 
 
 def compare(row: Row, number: dict | None) -> tuple[str, bool]:
-    """(words, is our mean within the published spread?)"""
+    """Return the difference in words, and whether our mean is within the published spread."""
     if number is None:
         return "no published number", False
-    gap, printed = row.final.mean() - number["score"], number["std"] is not None
-    # half a unit of the last printed digit is rounding, not distance
-    within = abs(gap) <= (number["std"] if printed else row.final.std()) + 0.05
-    word = "within" if within else "above" if gap > 0 else "below"
-    return f"{gap:+.1f}, {word}" + " our spread, none printed" * (not printed), within
+    gap = row.final.mean() - number["score"]
+    spread = row.final.std() if number["std"] is None else number["std"]
+    # Half a unit of the last printed digit is rounding.
+    within = abs(gap) <= spread + 0.05
+    word = "below"
+    if within:
+        word = "within"
+    elif gap > 0:
+        word = "above"
+    note = " our spread, none printed" if number["std"] is None else ""
+    return f"{gap:+.1f}, {word}{note}", within
 
 
-def cells(rows: list[Row], targets: dict) -> str:
-    """Ours, paper, re-run, differences and verdict of every row on D4RL's own data."""
+def comparison_table(rows: list[Row], targets: dict) -> str:
+    """Return ours, the paper's and the best re-run's scores on D4RL's own data."""
     lines = []
     for row in rows:
         if row.group != "D4RL's own data":
             continue
-        numbers = [tables.target(targets, row, use) for use in ("paper", "rerun")]
-        words, within = zip(*(compare(row, number) for number in numbers))
-        reached = [use for use, is_in in zip(("paper", "best re-run"), within) if is_in]
-        why = obstacles(row)
-        verdict = (f"not comparable: {'; '.join(why)}" if why else
-                   f"matches {' and '.join(reached)}" if reached else "no match")
-        lines.append([row.label, row.dataset, tables.spread(row.final),
-                      *(text for pair in zip(map(tables.published, numbers), words)
-                        for text in pair), verdict])
-    header = ["algorithm", "data", "ours", "paper", "difference", "best re-run", "difference",
-              "verdict"]
-    return tables.markdown(header, lines) if lines else "No result on D4RL's own data."
+        line = [row.label, row.dataset, mean_and_spread(row.final)]
+        matches = []
+        for use in ("paper", "rerun"):
+            number = tables.find_target(targets, row, use)
+            words, within = compare(row, number)
+            line += [tables.published(number), words]
+            if within:
+                matches.append(use)
+        verdict = f"matches {' and '.join(matches)}" if matches else "no match"
+        if obstacles(row):
+            verdict = f"not comparable: {'; '.join(obstacles(row))}"
+        lines.append([*line, verdict])
+    header = ["algorithm", "data", "ours", "paper", "difference", "best re-run", "difference"]
+    return markdown_table([*header, "verdict"], lines) if lines else "There is no such result."
 
 
-# ---- Orderings on rebuilt data
+# --------------------------------------------------------------------------------------------------
+# Rebuilt data: the orders that papers claim
+# --------------------------------------------------------------------------------------------------
 
-def claimed(targets: dict, better: Row, worse: Row) -> str | None:
-    """The paper's numbers on D4RL's namesake if they have the first clearly above the second."""
-    name = f"{tables.family(better.dataset)}-v2"
-    high, low = (targets.get((r.paper_name, name, "offline", "paper")) for r in (better, worse))
+
+def claimed_order(targets: dict, better: Row, worse: Row) -> str | None:
+    """Return the papers' numbers on D4RL's namesake if the first is clearly above the second."""
+    kind = re.sub(r"(-\d+k)?-v\d+$", "", better.dataset.removeprefix("rebuilt/"))
+    name = f"{kind.replace('/', '-')}-v2"
+    high, low = (targets.get((row.paper_name, name, "offline", "paper")) for row in (better, worse))
     if high is None or low is None:
         return None
     margin = max(1, (high["std"] or 0) + (low["std"] or 0))
     if high["score"] - low["score"] <= margin:
         return None
-    again = " and ".join(tables.published(targets.get((r.paper_name, name, "offline", "rerun")))
-                         for r in (better, worse))
-    return f"{tables.published(high)} and {tables.published(low)} ({again}) on {name}"
+    return f"{tables.published(high)} and {tables.published(low)} on {name}"
 
 
-def orderings(rows: list[Row], targets: dict) -> str:
-    """Support of every claimed ordering, task by task and over suites."""
-    lines, together = [], {}
-    rebuilt = [r for r in rows if r.group == "Rebuilt data" and r.stage == "train" and r.scored]
-    for better, worse in itertools.permutations(rebuilt, 2):
-        alike = ("dataset", "fingerprint", "updates", "precision")
-        same = all(getattr(better, k) == getattr(worse, k) for k in alike)
-        if same and (numbers := claimed(targets, better, worse)):
-            found = support([(better.final, worse.final)])
-            lines.append([f"{better.label} > {worse.label}", better.dataset, numbers,
-                          *support_cells(found, better, worse)])
-            key = (better.label, worse.label, tables.suite(better.dataset), better.updates,
-                   better.precision, len(better.seeds), len(worse.seeds))
-            together.setdefault(key, []).append((better, worse))
-    for (high, low, suite, *_), pairs in together.items():
-        if len(pairs) > 1 and len(pairs) == len({a.dataset for a, _ in pairs}):
-            found = support([(a.final, b.final) for a, b in pairs])
-            lines.append([f"{high} > {low}", f"{suite}, {len(pairs)} tasks", "as above",
-                          *support_cells(found, *pairs[0])])
-    header = ["ordering", "rebuilt data", "the papers (best re-runs), on other data (D4RL's)",
-              "seeds", "updates", "our difference", "P(better), 95% interval", "p", "verdict"]
-    return tables.markdown(header, lines) if lines else (
-        "No two results on the same rebuilt data whose order a paper claims.")
+def order_table(rows: list[Row], targets: dict) -> str:
+    """Return the support of every claimed order, for single tasks and for suites."""
+    lines = []
+    together = {}
+    rebuilt = [row for row in rows if row.group == "Rebuilt data" and row.scored]
+    offline = [row for row in rebuilt if row.phase != "online"]
+    for better, worse in itertools.permutations(offline, 2):
+        alike = ("dataset", "fingerprint", "updates", "first_casting", "precision")
+        if any(getattr(better, key) != getattr(worse, key) for key in alike):
+            continue
+        numbers = claimed_order(targets, better, worse)
+        if numbers is not None:
+            lines.append(order_line([(better, worse)], better.dataset, numbers))
+            key = (better.label, worse.label, tables.suite(better.dataset), better.updates)
+            together.setdefault((*key, better.seeds, worse.seeds), []).append((better, worse))
+    for (_, _, suite, *_), pairs in together.items():
+        if len(pairs) > 1 and len(pairs) == len({better.dataset for better, _ in pairs}):
+            lines.append(order_line(pairs, f"{suite}, {len(pairs)} tasks", "as above"))
+    header = ["order", "rebuilt data", "the papers, on D4RL's data", "seeds", "updates"]
+    header += ["our difference", "P(better), 95% interval", "p", "verdict"]
+    return markdown_table(header, lines) if lines else "There are no two such results."
 
 
-def support_cells(found: dict, better: Row, worse: Row) -> list[str]:
+def order_line(pairs: list[tuple[Row, Row]], data: str, numbers: str) -> list[str]:
+    better, worse = pairs[0]
+    found = support([(a.final, b.final) for a, b in pairs])
     low, high = found["interval"]
-    return [f"{len(better.seeds)} and {len(worse.seeds)}", f"{better.updates:,}",
-            f"{found['gap']:+.1f}", f"{found['better']:.2f} ({low:.2f} to {high:.2f})",
-            "<0.001" if found["p"] < 0.001 else f"{found['p']:.3f}", found["verdict"]]
+    return [
+        f"{better.label} > {worse.label}",
+        data,
+        numbers,
+        f"{better.seeds} and {worse.seeds}",
+        f"{better.updates:,}",
+        f"{found['gap']:+.1f}",
+        f"{found['better']:.2f} ({low:.2f} to {high:.2f})",
+        f"{found['p']:.3f}",
+        found["verdict"],
+    ]
 
 
-# ---- Claims
+# --------------------------------------------------------------------------------------------------
+# Claims
+# --------------------------------------------------------------------------------------------------
+
 
 def read_claims(path: Path) -> list[dict]:
-    """Lines of claims.csv. Raises SystemExit where one is not understood."""
-    with path.open(newline="") as file:
-        claims = [*csv.DictReader(file)]
-    for line, claim in enumerate(claims, 2):
-        result, kind, than = (claim.get(k) or "" for k in ("result", "claim", "than"))
-        good = {"reproduces": than in ("paper", "rerun") and ";" not in result,
-                "better": than and result.count(";") == than.count(";")}
-        if not result or not good.get(kind):
-            raise SystemExit(f"{path.name}:{line}: {','.join(map(str, claim.values()))} is no "
-                             "claim; see the first lines of benchmarks/check.py")
+    """Return the lines of claims.csv."""
+    with open(path, newline="", encoding="utf-8") as file:
+        claims = list(csv.DictReader(file))
+    for number, claim in enumerate(claims, start=2):
+        result, kind, than = (claim.get(key) or "" for key in ("result", "claim", "than"))
+        good = bool(result and than)
+        if kind == "reproduces":
+            good = good and than in ("paper", "rerun") and ";" not in result
+        elif kind == "better":
+            good = good and result.count(";") == than.count(";")
+        else:
+            good = False
+        if not good:
+            sys.exit(
+                f"{path.name}:{number} is no claim; see `python -m benchmarks.scores.check -h`"
+            )
     return claims
 
 
-def failure(claim: dict, rows: dict[str, Row], targets: dict) -> str | None:
-    """Why a claim does not hold; None if it does. rows: by file name without .json."""
-    names, others = claim["result"].split(";"), claim["than"].split(";")
-    if twice := [name for name in names if names.count(name) > 1]:
-        return f"{twice[0]} is named twice: a result counts once"
-    needed = names + others * (claim["claim"] == "better")
-    if missing := [name for name in needed if name not in rows]:
-        return f"no result {', '.join(missing)}"
+def why_false(claim: dict, rows: dict[str, Row], targets: dict) -> str | None:
+    """Return why a claim does not hold, or None if it does. `rows`: by name in results/."""
+    names = claim["result"].split(";")
+    others = claim["than"].split(";") if claim["claim"] == "better" else []
+    if len(set(names)) < len(names):
+        return "a result is named twice, but counts once"
+    missing = [name for name in [*names, *others] if name not in rows]
+    if missing:
+        return f"there is no result {', '.join(missing)}"
     if claim["claim"] == "reproduces":
-        row = rows[names[0]]
-        number = tables.target(targets, row, claim["than"])
-        words, within = compare(row, number)
-        reasons = obstacles(row) + [f"{tables.spread(row.final)} against "
-                                    f"{tables.published(number)}: {words}"] * (not within)
-        return "; ".join(reasons) or None
-    pairs = [(rows[a], rows[b]) for a, b in zip(names, others)]
-    if len({a.dataset for a, _ in pairs}) < len(pairs):
-        return "two pairs are on one dataset: a dataset counts once"
-    for a, b in pairs:
-        if (a.dataset, a.fingerprint, a.updates) != (b.dataset, b.fingerprint, b.updates):
-            return f"{a.file.stem} and {b.file.stem} differ in data or length"
-    found = support([(a.final, b.final) for a, b in pairs])
+        return why_not_reproduced(rows[names[0]], claim["than"], targets)
+    pairs = [(rows[a], rows[b]) for a, b in zip(names, others, strict=True)]
+    if len({better.dataset for better, _ in pairs}) < len(pairs):
+        return "two pairs are on one dataset, which counts once"
+    for better, worse in pairs:
+        alike = ("dataset", "fingerprint", "updates")
+        if any(getattr(better, key) != getattr(worse, key) for key in alike):
+            return f"{better.file.stem} and {worse.file.stem} differ in data or length"
+    found = support([(better.final, worse.final) for better, worse in pairs])
     if found["p"] <= LEVEL:
         return None
     return f"difference {found['gap']:+.1f}, p {found['p']:.3f}: {found['verdict']}"
 
 
+def why_not_reproduced(row: Row, use: str, targets: dict) -> str | None:
+    """Return why a result does not reproduce a published number, or None if it does."""
+    words, within = compare(row, tables.find_target(targets, row, use))
+    reasons = obstacles(row)
+    if not within:
+        reasons.append(words)
+    return "; ".join(reasons) or None
+
+
+# --------------------------------------------------------------------------------------------------
+# Command line
+# --------------------------------------------------------------------------------------------------
+
+
 def main(words: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=words, description=__doc__)
-    if not args.results.is_dir():
-        raise SystemExit(f"--results {args.results}: no such folder")
+    tables.check_paths(args)
     try:
-        rows, notes = tables.read_results(args.results)
-        targets, claims = tables.read_paper_scores(), read_claims(args.claims)
-        stale = tables.differences(tables.Args(results=args.results, readme=args.readme))
-    except OSError as error:
-        raise SystemExit(f"cannot read: {error}")
-    print(f"{len(rows)} rows of results, none contradicts itself.", *notes, sep="\n")
-    print("\n## D4RL's own data: ours and the published numbers\n\n" + cells(rows, targets))
-    print("\n*: the number has a doubt, see benchmarks/PAPER_SCORES.md")
-    print("\n## Rebuilt data: orderings that the papers claim\n\n" + orderings(rows, targets))
-    by_name = {row.file.stem: row for row in rows if row.stage == "train"}
-    problems = [f"README: {line}" for line in stale]
-    for claim in claims:
-        why = failure(claim, by_name, targets)
-        text = f"{claim['result']} {claim['claim']} {claim['than']}"
-        print(f"\nclaim: {text}: {'FALSE, ' + why if why else 'holds'}")
-        problems += [f"claim: {text}: {why}"] * bool(why)
-    print(f"\n{len(claims)} claims in {args.claims.name}")
+        rows = read_results(args.results)
+    except ValueError as error:
+        sys.exit(str(error))
+    targets = tables.read_paper_scores()
+    print(f"{len(rows)} rows of results, none of which contradicts itself")
+    print(f"\n## D4RL's own data\n\n{comparison_table(rows, targets)}")
+    print(f"\n## Rebuilt data: orders that papers claim\n\n{order_table(rows, targets)}\n")
+    pages, figures = tables.outdated(args)
+    problems = [f"{path.name} is not what the results give" for path in [*pages, *figures]]
+    by_name = {
+        row.file.relative_to(args.results).with_suffix("").as_posix(): row
+        for row in rows
+        if row.phase != "online"
+    }
+    for claim in read_claims(args.claims):
+        reason = why_false(claim, by_name, targets)
+        text = " ".join(claim.values())
+        print(f"claim: {text}: {'holds' if reason is None else reason}")
+        if reason is not None:
+            problems.append(f"claim: {text}: {reason}")
     if problems:
-        raise SystemExit("\n".join(["not as it should be:", *(f"  {p[:200]}" for p in problems),
-                                    *["README is brought up to date by: python "
-                                      "benchmarks/tables.py"] * bool(stale)]))
+        sys.exit("\n".join(["not as it should be:", *problems]))
 
 
 if __name__ == "__main__":

@@ -1,742 +1,503 @@
-"""Turn benchmarks/results/ into README's tables and into pictures: nothing is typed by hand.
+"""Turn benchmarks/scores/results/ into tables and figures, so that no number is typed by hand.
 
-Every result.json in the folder is read and examined: is it finished, does each score follow from
-its return, is the headline the last evaluation, are all evaluations there? Rows are grouped by
-where their data come from, and only data that are D4RL's own stand beside a published number
-(benchmarks/paper_scores.csv). Aggregates over tasks are the interquartile mean with stratified
-bootstrap intervals, as rliable defines them (Agarwal et al., NeurIPS 2021).
+    python -m benchmarks.scores.tables            # writes scores/README.md, figures/ and README.md
+    python -m benchmarks.scores.tables --check    # writes nothing; fails if a page differs
 
-    python benchmarks/tables.py            # writes README.md between its markers, and the pictures
-    python benchmarks/tables.py --check    # writes nothing; fails if README or pictures differ
-
-±: standard deviation over seeds with divisor n, as papers and CORL print it.
+A result is refused if it contradicts itself: each score must follow from its return, all
+evaluations must be there, the headline must be the last of them. Rows are grouped by the origin of
+their data, and only D4RL's own data stand beside published numbers (paper_scores.csv).
 """
 
-import ast
 import csv
-import difflib
-import fnmatch
-import functools
 import hashlib
 import json
-import math
 import re
-from collections import Counter
+import sys
+import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import tyro
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from benchmarks import plot
+from benchmarks.common import (
+    DATA_COLOR,
+    ROOT,
+    algorithm_color,
+    interval,
+    iqm,
+    markdown_table,
+    mean_and_spread,
+    replace_between,
+    short_number,
+    write_atomically,
+)
+from benchmarks.scores.reading import Row, read_results
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
 
-import plot  # noqa: E402
-
-ROOT = Path(__file__).resolve().parents[1]
-PAPER_SCORES = ROOT / "benchmarks" / "paper_scores.csv"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-# Length of the published runs of POR, IQL, TD3+BC, SPOT and of CORL's (their repositories)
-PUBLISHED_UPDATES = 1_000_000
-NAMES = {"td3_bc": "TD3+BC"}  # where it is not the script's name in capitals
-# rliable's defaults: resamplings and coverage of its intervals
-REPS, COVERAGE = 50_000, 0.95
-LAST = 10  # evaluations of a "mean of last ten"
+SCORES = ROOT / "benchmarks" / "scores"
+PAGE_MARKS = ("<!-- tables:begin -->", "<!-- tables:end -->")
+README_MARKS = ("<!-- scores:begin -->", "<!-- scores:end -->")
+WRITTEN = "<!-- Written by `python -m benchmarks.scores.tables`; edits would be lost. -->"
+# The small table of the top-level README.
+README_UPDATES = 100_000
+README_DATASETS = (
+    "rebuilt/hopper/medium-v0",
+    "rebuilt/halfcheetah/medium-v0",
+    "rebuilt/walker2d/medium-replay-177k-v0",
+    "rebuilt/antmaze/umaze-v0",
+)
 MILD = {"version-inferred"}  # doubts of a published number that need no star
-# plot.COMMON without what changes the method: these do not make a row's settings its own
-CIRCUMSTANCES = plot.CIRCUMSTANCES | {"num_updates", "execution", "precision", "online_steps"}
-NEWER_FIELDS = ("phase",)  # of an evaluation; older results lack it and are still read
-# Group -> what stands under its heading, in the order of the sections
+# Origin of the data, in the order of the page, and what a reader must know of it.
 GROUPS = {
     "D4RL's own data": "D4RL's files, verified by SHA-256. *Paper* and *best re-run* are for the "
-    "same dataset and version and a run of 1,000,000 updates; their sources and doubts are in "
-    "[PAPER_SCORES.md](benchmarks/PAPER_SCORES.md).",
-    "Rebuilt data": "Made by D4RL's recipe with behaviour policies of our own (AntMaze: with D4RL's "
-    "ant; PointMaze: Minari's recipe with more noise), **not** D4RL's files: no published number "
-    "belongs beside these scores, so there is no such column (AntMaze's, labelled, stand in a table "
-    "of their own).",
-    "Minari's data": "Minari's own datasets; the papers did not use them.",
-    "Other data": "Data of other origin; the papers did not use them."}
+    "same dataset and version and a run of 1,000,000 updates; their sources and doubts (\\*) are "
+    "in [PAPER_SCORES.md](PAPER_SCORES.md).",
+    "Rebuilt data": "Made by D4RL's recipe with other behaviour policies "
+    "([datasets](../datasets/README.md)). These are **not** D4RL's files, so no published number "
+    "belongs beside these scores.",
+    "Minari's data": "Minari's own datasets, which the papers did not use.",
+    "Other data": "Data of other origin, which the papers did not use.",
+    "No data: trained online from scratch": "The agents collect their data themselves.",
+}
+FIRST_CASTING = (
+    "These runs were made by an earlier form of the scripts, some of them with bf16 products. A "
+    "row leaves this part when its run has been repeated."
+)
 
 
 @dataclass
 class Args:
-    results: Path = ROOT / "benchmarks" / "results"
-    """folder with one JSON per finished run"""
-    readme: Path = ROOT / "README.md"
-    """file with the two markers"""
-    check: bool = False
-    """write nothing, fail if README or pictures are not what the results give"""
+    results: Path = SCORES / "results"  # folder with the results
+    page: Path = SCORES / "README.md"  # page of all tables
+    readme: Path = ROOT / "README.md"  # page of the small table
+    figures: Path = SCORES / "figures"  # folder of the figures
+    check: bool = False  # write nothing, fail if a page or a figure differs
 
 
-@dataclass
-class Row:
-    """The offline or the online part of one result."""
-    file: Path
-    script: str
-    paper_name: str  # the algorithm's name in paper_scores.csv
-    label: str
-    deviations: dict  # arguments other than the script's settings for that dataset
-    group: str
-    stage: str  # "train" or "online"
-    paper_stage: str  # what a paper calls it: "offline"; "before" and "after" online fine-tuning
-    dataset: str
-    env_id: str
-    fingerprint: str
-    scored: bool  # are `scores` normalized scores? else they are returns
-    data_score: float
-    seeds: list[int]
-    updates: int
-    episodes: int  # of the last evaluation, per seed
-    at: np.ndarray  # (evaluations,) updates
-    curve: np.ndarray  # (evaluations, seeds)
-    device: str
-    precision: str
-    commits: list[str]
-    final: np.ndarray = field(init=False)  # (seeds,)
-    last_ten: np.ndarray = field(init=False)  # (seeds,)
-
-    def __post_init__(self):
-        trained = self.curve[self.at > 0]  # a short run has fewer than ten; none is of update 0
-        self.final, self.last_ten = self.curve[-1], trained[-LAST:].mean(0)
+# --------------------------------------------------------------------------------------------------
+# Published numbers
+# --------------------------------------------------------------------------------------------------
 
 
-# ---- Reading results
-
-def read_result(path: Path) -> dict:
-    """A result.json. Raises SystemExit if it cannot be read or is not one."""
-    try:
-        result = json.loads(path.read_text())
-        result["evaluations"][0], result["parts"][0], result["args"]["env"], result["task"]["name"]
-        return result
-    except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise SystemExit(f"{path} is not a run's result ({type(error).__name__}: {error})")
-
-
-def stages(result: dict) -> dict[str, list[dict]]:
-    """Evaluations by phase; results without that field are of offline training alone."""
-    parts = {}
-    for evaluation in result["evaluations"]:
-        parts.setdefault(evaluation.get("phase", "train"), []).append(evaluation)
-    return parts
-
-
-def complaints(result: dict) -> list[str]:
-    """What contradicts itself in a result that claims to be finished; empty if nothing does."""
-    try:
-        return _complaints(result)
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        return [f"a part is missing or of another kind ({type(error).__name__}: {error})"]
-
-
-def _complaints(result: dict) -> list[str]:
-    args, task, bad = result["args"], result["task"], []
-    evaluations, seeds = result["evaluations"], result["seeds"]
-    if not result["finished"]:
-        return [f"the run is not finished, it stands at update {result['step']}"]
-    if seeds != [*range(args["seed"], args["seed"] + args["num_seeds"])]:
-        bad.append(f"seeds {seeds} are not --seed {args['seed']} --num-seeds {args['num_seeds']}")
-    if result["final"] != evaluations[-1]:
-        bad.append("its headline (final) is not the last evaluation")
-    for evaluation in evaluations:
-        returns, scores = (np.array(evaluation[k], float) for k in ("returns", "scores"))
-        at = f"update {evaluation['update']}"
-        if returns.shape != (len(seeds),) or scores.shape != (len(seeds),):
-            bad.append(f"{at}: {returns.size} returns and {scores.size} scores of {len(seeds)} "
-                       "seeds")
-            continue
-        low, high = task["ref_min"], task["ref_max"]
-        wanted = returns if low is None else 100 * (returns - low) / (high - low)
-        if not np.allclose(scores, wanted, rtol=1e-6, atol=1e-6):  # NaN differs too
-            bad.append(f"{at}: scores {scores.round(2)} do not follow from the returns, which "
-                       f"give {wanted.round(2)}")
-    for stage, part in stages(result).items():
-        whole = stage == "train" or "online_steps" not in args  # sac.py learns online from nothing
-        total = args["num_updates"] if whole else args["online_steps"]
-        found = [e["update"] for e in part]
-        first = 0 if whole else args["eval_every"]  # the online part follows the offline one
-        wanted = [*range(first, total, args["eval_every"]), total]
-        if found != wanted:
-            bad.append(f"evaluations of phase {stage} at updates {found[:3]}..{found[-1]} "
-                       f"({len(found)}), not at every {args['eval_every']:,} up to {total:,}")
-        if part[-1]["episodes"] != args["final_eval_episodes"]:
-            bad.append(f"the last evaluation of phase {stage} has {part[-1]['episodes']} episodes, "
-                       f"not --final-eval-episodes {args['final_eval_episodes']}")
-    if bad:  # a mean of wrong numbers would be one more complaint of the same
-        return bad
-    last = np.mean([e["scores"] for e in evaluations[-LAST:]], 0)
-    stored = result.get("last_ten_scores", last)  # older scripts wrote it
-    if not np.allclose(stored, last, rtol=1e-6, atol=1e-6):
-        bad.append(f"last_ten_scores {np.round(stored, 2)} is not the mean of the last ten "
-                   f"evaluations, {last.round(2)}")
-    return bad
-
-
-def lacking(result: dict) -> list[str]:
-    """Newer fields that an older script did not write."""
-    return [f"{name} of its evaluations" for name in NEWER_FIELDS
-            if any(name not in evaluation for evaluation in result["evaluations"])]
-
-
-@functools.cache
-def script_settings(path: Path) -> tuple[dict, tuple, list]:
-    """Defaults of a script's Args, SETTING_NAMES and SETTINGS, read without importing torch.
-
-    Only expressions of constants are evaluated, and names that such expressions were given before.
-    Raises SystemExit if there is no such script or one of the three needs more than that.
-    """
-    known, defaults = {}, {}
-    value = lambda node: eval(compile(ast.Expression(node), path.name, "eval"),
-                              {"__builtins__": {}}, known)
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8")).body
-        needed = ("SETTING_NAMES", "SETTINGS")
-        for node in tree:
-            if isinstance(node, ast.ClassDef) and node.name == "Args":
-                defaults = {item.target.id: value(item.value) for item in node.body
-                            if isinstance(item, ast.AnnAssign) and item.value}
-            elif isinstance(node, ast.Assign):
-                names = [n.id for n in ast.walk(node.targets[0]) if isinstance(n, ast.Name)]
-                try:
-                    found = value(node.value)
-                    known |= dict(zip(names, found if len(names) > 1 else [found]))
-                except Exception:
-                    if any(name in needed for name in names):
-                        raise
-        return defaults, known.get("SETTING_NAMES", ()), known.get("SETTINGS", [])
-    except OSError as error:
-        raise SystemExit(f"no script {path.name} in algorithms/ ({error.strerror}): its settings "
-                         "are needed to say which results used them")
-    except Exception as error:
-        raise SystemExit(f"{path.name}: defaults of Args, SETTING_NAMES and SETTINGS must be made "
-                         f"of constants, to be read without running the script ({error})")
-
-
-def family(dataset: str) -> str:
-    """'rebuilt/hopper/medium-100k-v0', 'hopper-medium-v2' -> 'hopper-medium', as the scripts do."""
-    return re.sub(r"(-\d+[km]?)?-v\d+$", "", "-".join(dataset.lower().split("/")[-2:]))
-
-
-def suite(dataset: str) -> str:
-    """The tasks it is aggregated with: 'medium-v2', 'rebuilt medium-v0', 'D4RL pointmaze-v2'."""
-    if "/" in dataset:
-        *space, env, kind = dataset.split("/")
-    else:
-        space, (env, _, kind) = [], dataset.partition("-")
-    return " ".join([*space, f"{env}-{kind[kind.rfind('v'):]}" if "maze" in env else kind])
-
-
-def deviations(result: dict, folder: Path = ROOT / "algorithms") -> tuple[dict, dict]:
-    """(words, others): the algorithm's own arguments that are words, and what was set by hand.
-
-    A word, such as POR's guide, decides which row of the script's SETTINGS holds; the others are
-    compared with that row, or with the default. A word that the dataset's own row has differently
-    stands among the others too.
-    """
-    defaults, names, rows = script_settings(folder / f"{result['script']}.py")
-    args, kind = result["args"], family(result["args"]["env"])
-    fitting = [dict(zip(names, row[1:])) for row in rows if fnmatch.fnmatch(kind, row[0])]
-    words = {k: v for k, v in args.items()
-             if k in defaults and k not in plot.COMMON and isinstance(v, str)}
-    agrees = lambda row: all(row[k] == args.get(k) for k in row if isinstance(row[k], str))
-    row = next((row for row in fitting if agrees(row)), {})
-    usual = defaults | row
-    others = {k: v for k, v in args.items()
-              if k in usual and k not in CIRCUMSTANCES and v != usual[k]}
-    own = fitting[0] if fitting else {}
-    others |= {k: args[k] for k in own if k in words and own[k] != args[k]}
-    return words, others
-
-
-def part_of(result: dict, name: str) -> list[str]:
-    """Distinct values of an entry of `parts`, in order."""
-    return [*dict.fromkeys(part[name] for part in result["parts"])]
-
-
-def rows_of(path: Path, result: dict) -> list[Row]:
-    """One row for the offline part of a result and one for the online part if it has one."""
-    args, task, script = result["args"], result["task"], result["script"]
-    words, others = deviations(result)
-    name, paper_name = NAMES.get(script, script.upper().replace("_", "-")), script
-    if script == "bc" and (top := args.get("top_fraction") or 1) < 1:
-        name, paper_name = f"{100 * top:g}% BC", f"bc_{100 * top:g}"
-        others.pop("top_fraction", None)
-    label = ", ".join([name, *(f"{k.replace('_', ' ')} {v}" for k, v in (words | others).items())])
-    source = "local" if task["name"].startswith("local/") else task["source"]
-    group = {"D4RL file": "D4RL's own data", "rebuilt": "Rebuilt data",
-             "Minari": "Minari's data"}.get(source, "Other data")
-    tuned = bool(args.get("online_steps"))  # then the offline part may have another schedule
-    short = {} if not tuned or args["num_updates"] >= PUBLISHED_UPDATES else {
-        "offline updates": args["num_updates"]}  # before the published runs went on online
-    return [Row(
-        file=path, script=script, paper_name=paper_name, group=group,
-        deviations=others | (short if stage == "online" else {}),
-        label=label + ", before online steps" * (tuned and stage == "train"), stage=stage,
-        paper_stage="after" if stage == "online" else "before" if tuned else "offline",
-        dataset=task["name"], env_id=task["env_id"],
-        fingerprint=task["fingerprint"], scored=task["ref_min"] is not None,
-        data_score=task["data_score"], seeds=result["seeds"], updates=part[-1]["update"],
-        episodes=part[-1]["episodes"], at=np.array([e["update"] for e in part], float),
-        curve=np.array([e["scores"] for e in part], float), precision=args["precision"],
-        device="; ".join(part_of(result, "device")), commits=part_of(result, "commit"))
-        for stage, part in stages(result).items()]
-
-
-def read_results(folder: Path) -> tuple[list[Row], list[str]]:
-    """Rows of all results in a folder, sorted by task, and notes about older files.
-
-    Raises SystemExit if a file is damaged or contradicts itself.
-    """
-    rows, notes = [], []
-    for path in sorted(folder.glob("*.json")):
-        result = read_result(path)
-        if bad := complaints(result):
-            raise SystemExit(f"{path} cannot be trusted: {'; '.join(bad)}")
-        rows += rows_of(path, result)
-        if lacks := lacking(result):
-            notes.append(f"{path.name} was written by an older script, without "
-                         f"{' and '.join(lacks)}.")
-    builds = {}
-    for row in rows:
-        builds.setdefault(row.dataset, set()).add(row.fingerprint)
-    notes += [f"{name} was built {len(prints)} times with different content: "
-              f"{', '.join(sorted(p[:8] for p in prints))}." for name, prints in builds.items()
-              if len(prints) > 1]
-    rows.sort(key=lambda r: (r.stage != "train", suite(r.dataset), r.dataset, r.updates, r.label,
-                             r.precision))
-    return rows, notes
-
-
-# ---- Published numbers
-
-def read_paper_scores(path: Path = PAPER_SCORES) -> dict:
-    """(algorithm, dataset, stage, "paper" or "rerun") -> its row, for the rows meant for use."""
+def read_paper_scores(path: Path = SCORES / "paper_scores.csv") -> dict:
+    """Return (algorithm, dataset, stage, "paper" or "rerun") -> row, of the rows with a use."""
     targets = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for line, row in enumerate(csv.DictReader(file), 2):
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
             if not row["use"]:
                 continue
-            key = row["algorithm"], row["dataset"], row["stage"], row["use"]
+            key = (row["algorithm"], row["dataset"], row["stage"], row["use"])
             if key in targets:
-                raise SystemExit(f"{path}:{line}: a second number to be used for {key}")
-            targets[key] = row | {"score": float(row["score"]),
-                                  "std": float(row["std"]) if row["std"] else None}
+                sys.exit(f"{path} has a second number to be used for {', '.join(key)}")
+            row["score"] = float(row["score"])
+            row["std"] = float(row["std"]) if row["std"] else None
+            targets[key] = row
     return targets
 
 
-def target(targets: dict, row: Row, use: str) -> dict | None:
-    """The published number for a row, only if its data are D4RL's own of that very version."""
+def find_target(targets: dict, row: Row, use: str) -> dict | None:
+    """Return the published number for a row, if its data are D4RL's own of that very version."""
     if row.group != "D4RL's own data":
         return None
     return targets.get((row.paper_name, row.dataset, row.paper_stage, use))
 
 
-# ---- Statistics over tasks
+def published(number: dict | None) -> str:
+    """Return '98.2 ± 1.6', with a star if there is a doubt about it."""
+    if number is None:
+        return "-"
+    text = f"{number['score']:.1f}"
+    if number["std"] is not None:
+        text += f" ± {number['std']:.1f}"
+    if set(number["doubt"].split()) - MILD:
+        text += "\\*"
+    return text
 
-def iqm(scores: np.ndarray) -> np.ndarray:
-    """Interquartile mean over the last axis: a quarter of the values is cut off at each end.
 
-    As scipy's trim_mean, which rliable uses, floor(n / 4) values go from each end.
+# --------------------------------------------------------------------------------------------------
+# Which rows stand together
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Section:
+    """Rows with the same origin of data, kind of training and number of updates."""
+
+    group: str
+    first_casting: bool
+    online: bool
+    updates: int
+    rows: list[Row]
+
+    @property
+    def title(self) -> str:
+        steps = "environment steps" if self.online else "updates"
+        return f"{self.group}, {self.updates:,} {steps}"
+
+    @property
+    def slug(self) -> str:
+        """Return the beginning of its figures' names, such as 'rebuilt-100k'."""
+        words = [self.group.split("'")[0].split(":")[0].split()[0].lower()]
+        if self.online:
+            words.append("online")
+        words.append(short_number(self.updates))
+        if self.first_casting:
+            words.append("first-casting")
+        return "-".join(words)
+
+    @property
+    def compares(self) -> bool:
+        """Are there two runs on one dataset?"""
+        return len({row.dataset for row in self.rows}) < len(self.rows)
+
+
+def make_sections(rows: list[Row]) -> list[Section]:
+    """Group the rows for the page. Of the first casting, only what has not been run again stays."""
+    repeated = {run_key(row) for row in rows if not row.first_casting}
+    parts = {}
+    for row in rows:
+        if row.first_casting and run_key(row) in repeated:
+            continue
+        key = (row.first_casting, list(GROUPS).index(row.group), row.phase == "online", row.updates)
+        parts.setdefault(key, []).append(row)
+    return [
+        Section(list(GROUPS)[group], first, online, updates, parts[first, group, online, updates])
+        for first, group, online, updates in sorted(parts)
+    ]
+
+
+def run_key(row: Row) -> tuple:
+    return row.label, row.dataset, row.phase, row.updates
+
+
+def suite(dataset: str) -> str:
+    """Return the tasks it is averaged with: 'medium-v2', 'rebuilt medium-v0', 'rebuilt antmaze'."""
+    words = dataset.split("/") if "/" in dataset else dataset.split("-", maxsplit=1)
+    *space, env, kind = words
+    return " ".join([*space, env if "maze" in env else re.sub(r"-\d+k(?=-v)", "", kind)])
+
+
+def comparable_sets(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
+    """Return (suite, label, rows) of what covers all tasks of a suite with equally many seeds.
+
+    Besides the rows of one label, those with the published settings for each dataset are taken
+    together, even if these have different labels, as POR's two guides have.
     """
-    cut = scores.shape[-1] // 4
-    return np.sort(scores, -1)[..., cut:scores.shape[-1] - cut].mean(-1)
-
-
-def bootstrap(statistic: Callable, *scores: np.ndarray, reps: int = REPS) -> tuple[float, float]:
-    """Percentile interval of a statistic under stratified resampling of runs.
-
-    scores: one or more (runs, tasks). Every task's runs are drawn with replacement from that task
-    alone, for each array by itself; statistic maps arrays (reps, runs, tasks) to (reps,).
-    """
-    rng, drawn = np.random.default_rng(0), []  # a fixed seed: the same table from the same results
-    for array in scores:
-        runs, tasks = array.shape
-        drawn.append(array[rng.integers(runs, size=(reps, runs, tasks)), np.arange(tasks)])
-    tail = 50 * (1 - COVERAGE)
-    low, high = np.percentile(statistic(*drawn), [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def pooled_iqm(scores: np.ndarray) -> np.ndarray:
-    """IQM of all runs of all tasks: (..., runs, tasks) -> (...)."""
-    return iqm(scores.reshape(*scores.shape[:-2], -1))
-
-
-def aggregates(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
-    """(suite, label, rows) to aggregate: the same tasks, updates and precision for all of a suite.
-
-    Besides the rows of one label those with the settings of the script for each dataset are taken
-    together, even where these have different words. Only what covers all tasks of its suite with
-    equally many seeds is returned.
-    """
+    sets = {}
+    for row in rows:
+        if not row.scored:
+            continue
+        name = suite(row.dataset)
+        sets.setdefault((name, row.label), []).append(row)
+        if not row.deviations:
+            usual = f"{row.label.partition(' (')[0]} (published settings)"
+            sets.setdefault((name, usual), []).append(row)
     found = []
-    for key in dict.fromkeys((suite(r.dataset), r.updates, r.precision) for r in rows if r.scored):
-        members = [r for r in rows
-                   if r.scored and (suite(r.dataset), r.updates, r.precision) == key]
-        tasks = sorted({r.dataset for r in members})
-        sets = {}
-        for row in members:
-            sets.setdefault(row.label, []).append(row)
-            if not row.deviations:
-                usual = row.label.partition(",")[0] + ", the authors' settings"
-                sets.setdefault(usual, []).append(row)
-        seen = []
-        for label, part in sorted(sets.items()):
-            complete = sorted(r.dataset for r in part) == tasks
-            if (len(tasks) > 1 and complete and part not in seen
-                    and len({len(r.seeds) for r in part}) == 1):
-                found.append((key[0], label, part))
-                seen.append(part)
+    for (name, label), part in sorted(sets.items()):
+        tasks = {row.dataset for row in rows if row.scored and suite(row.dataset) == name}
+        datasets = [row.dataset for row in part]
+        complete = set(datasets) == tasks and len(datasets) == len(tasks) > 1
+        known = any(part == other for _, _, other in found)
+        if complete and not known and len({row.seeds for row in part}) == 1:
+            found.append((name, label, part))
     return found
 
 
-# ---- Markdown
-
-def spread(values: np.ndarray) -> str:
-    """'49.7 ± 19.8'; one seed has no spread."""
-    return f"{values.mean():.1f}" + (f" ± {values.std():.1f}" if len(values) > 1 else "")
-
-
-def published(number: dict | None) -> str:
-    """'98.2 ± 1.6', with a star where PAPER_SCORES.md has a doubt."""
-    if number is None:
-        return "-"
-    std = "" if number["std"] is None else f" ± {number['std']:.1f}"
-    return f"{number['score']:.1f}{std}" + "\\*" * bool({*number["doubt"].split()} - MILD)
+# --------------------------------------------------------------------------------------------------
+# Tables
+# --------------------------------------------------------------------------------------------------
 
 
 def short_commits(commits: list[str]) -> str:
-    """First and last commit of a run, short; '-dirty' stays visible."""
-    short = [re.sub(r"^([0-9a-f]{7})[0-9a-f]*", r"\1", c) for c in commits]
+    """Return the first and the last commit of a run; '-dirty' stays visible."""
+    short = [re.sub(r"^([0-9a-f]{7})[0-9a-f]*", r"\1", commit) for commit in commits]
     return short[0] if len(short) == 1 else f"{short[0]} to {short[-1]}"
 
 
-def seed_names(seeds: list[int]) -> str:
-    return str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"
-
-
-def markdown(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def data_names(rows: list[Row]) -> dict[tuple[str, str], str]:
-    """(dataset, fingerprint) -> its name in a table; of a dataset that was built several times with
-    different content also the fingerprint's beginning."""
-    built = {(row.dataset, row.fingerprint) for row in rows}
-    several = Counter(dataset for dataset, _ in built)
-    return {(name, print_): f"`{name}`" + f" {print_[:8]}" * (several[name] > 1)
-            for name, print_ in built}
-
-
-def level_of(row: Row) -> float | None:
-    """The behaviour policy's score; None in mazes, where episodes end or are cut at the reward."""
-    return None if "maze" in row.dataset else row.data_score
-
-
-def score_table(rows: list[Row], targets: dict, beside: bool, names: dict) -> str:
-    """One row per run; `beside`: with the columns of published numbers; `names`: data_names()."""
-    header = ["algorithm", "data", "scored on", "seeds", "updates", "last checkpoint",
-              "mean of last ten", *["paper", "best re-run"] * beside, "behaviour policy",
-              "device, precision", "commit"]
+def score_table(section: Section, targets: dict) -> str:
+    """Return one line per run, with published numbers beside D4RL's own data."""
+    beside = section.group == "D4RL's own data"
+    header = ["algorithm", "data", "environment", "seeds", "last checkpoint", "mean of last ten"]
+    header += ["paper", "best re-run"] if beside else []
+    header += ["behaviour policy", "device", "commit"]
     lines = []
-    for row in rows:
+    for row in section.rows:
+        link = f"[**{mean_and_spread(row.final)}**](results/{'/'.join(row.file.parts[-2:])})"
         unit = "" if row.scored else " (return)"
-        numbers = [published(target(targets, row, use)) for use in ("paper", "rerun")]
-        lines.append([
-            row.label, names[row.dataset, row.fingerprint], row.env_id, seed_names(row.seeds),
-            f"{row.updates:,}",
-            f"[**{spread(row.final)}**](benchmarks/results/{row.file.name}){unit}",
-            spread(row.last_ten), *numbers * beside,
-            "-" if (level := level_of(row)) is None else f"{level:.1f}",
-            f"{row.device}, {row.precision}", short_commits(row.commits)])
-    return markdown(header, lines)
-
-
-def ant_table(rows: list[Row], targets: dict, names: dict) -> str:
-    """The longest trainings on each rebuilt AntMaze set beside what is published for D4RL's file of
-    that name, which are other data; empty if there are none."""
-    theirs = {dataset for _, dataset, *_ in targets}
-    own = {}
-    for row in rows:
-        named = f"{family(row.dataset)}-v2"  # v0's rewards and episodes are other ones
-        if (row.group, row.stage) == ("Rebuilt data", "train") and (
-                named.startswith("antmaze-") and named in theirs):
-            own.setdefault(named, []).append(row)
-    lines = []
-    for named, members in own.items():
-        for row in [r for r in members if r.updates == max(o.updates for o in members)]:
-            numbers = [published(targets.get((row.paper_name, named, row.paper_stage, use)))
-                       for use in ("paper", "rerun")]
-            lines.append([row.label, names[row.dataset, row.fingerprint], f"{row.updates:,}",
-                          row.precision, spread(row.final), f"`{named}`", *numbers])
-    header = ["algorithm", "our data", "updates", "precision", "ours", "theirs", "paper",
-              "best re-run"]
-    return markdown(header, lines) if lines else ""
+        line = [
+            row.label,
+            f"`{row.dataset}` {row.fingerprint[:6]}",
+            row.task["env_id"],
+            f"{row.seeds} (seed {row.args['seed']})",
+            link + unit,
+            mean_and_spread(row.last_ten),
+        ]
+        if beside:
+            line += [published(find_target(targets, row, use)) for use in ("paper", "rerun")]
+        line.append("-" if row.level is None else f"{row.level:.1f}")
+        line.append(", ".join(filter(None, (row.device, row.precision))))
+        line.append(short_commits(row.commits))
+        lines.append(line)
+    return markdown_table(header, lines)
 
 
 def aggregate_table(rows: list[Row]) -> str:
-    """Interquartile means over tasks; empty if no algorithm has a whole suite of two or more."""
+    """Return interquartile means over the tasks of suites; empty if none is complete."""
     lines = []
-    for name, label, part in aggregates(rows):
+    for name, label, part in comparable_sets(rows):
         cells = []
-        for scores in (np.stack([getattr(r, k) for r in part], 1) for k in ("final", "last_ten")):
-            low, high = bootstrap(pooled_iqm, scores)
-            cells.append(f"{pooled_iqm(scores):.1f} ({low:.1f} to {high:.1f})")
-        means = np.mean([r.final.mean() for r in part])
-        lines.append([name, label, str(len(part)), str(len(part[0].seeds)),
-                      f"{part[0].updates:,}", part[0].precision, *cells, f"{means:.1f}"])
-    header = ["suite", "algorithm", "tasks", "seeds each", "updates", "precision",
-              "IQM of last checkpoints", "IQM of means of last ten", "mean"]
-    return markdown(header, lines) if lines else ""
+        for scores in ([row.final for row in part], [row.last_ten for row in part]):
+            scores = np.stack(scores, axis=1)
+            low, high = interval(iqm, scores)
+            cells.append(f"{iqm(scores):.1f} ({low:.1f} to {high:.1f})")
+        mean = np.mean([row.final.mean() for row in part])
+        lines.append([name, label, len(part), part[0].seeds, *cells, f"{mean:.1f}"])
+    header = ["suite", "algorithm", "tasks", "seeds each", "IQM of last checkpoints"]
+    header += ["IQM of means of last ten", "mean"]
+    return markdown_table(header, lines) if lines else ""
 
 
-def sections(rows: list[Row]) -> list[list[Row]]:
-    """Rows of one group, stage and length each, in the order of GROUPS."""
-    keys = [(group, stage, updates) for group in GROUPS for stage in ("train", "online")
-            for updates in sorted({r.updates for r in rows})]
-    parts = [[r for r in rows if (r.group, r.stage, r.updates) == key] for key in keys]
-    return [part for part in parts if part]
+def section_text(section: Section, targets: dict) -> str:
+    """Return what the page says of a section."""
+    episodes = sorted({str(row.episodes) for row in section.rows})
+    versions = {}
+    for row in section.rows:
+        for name in ("gymnasium", "mujoco", "torch"):
+            versions.setdefault(f"{name} {row.versions.get(name, 'unknown')}")
+    parts = [
+        f"### {section.title}",
+        f"{GROUPS[section.group]} Last checkpoint: {' or '.join(episodes)} episodes per seed. "
+        f"Versions: {', '.join(sorted(versions))}.",
+        score_table(section, targets),
+    ]
+    table = aggregate_table(section.rows)
+    if table:
+        parts += [
+            "Interquartile mean (IQM) of all runs of all tasks, with its 95% interval:",
+            table,
+        ]
+    for kind in ("scores", "curves") if section.compares else ("curves",):
+        parts.append(f"![{section.title}: {kind}](figures/{section.slug}-{kind}.png)")
+    return "\n\n".join(parts)
 
 
-def title_of(part: list[Row]) -> str:
-    """Group and length of a section, which a reader of its pictures must know too."""
-    steps = "steps of online fine-tuning" if part[0].stage == "online" else "updates"
-    return f"{part[0].group}, {part[0].updates:,} {steps}"
+def page_text(sections: list[Section], targets: dict) -> str:
+    """Return all tables of the page."""
+    parts = [WRITTEN]
+    for section in sections:
+        if section.first_casting and FIRST_CASTING not in parts:
+            parts += ["## First casting", FIRST_CASTING]
+        parts.append(section_text(section, targets))
+    return "\n\n".join(parts)
 
 
-def slug(part: list[Row]) -> str:
-    """'d4rl-1M', 'rebuilt-online-250k': the beginning of the names of a section's pictures."""
-    online = "-online" * (part[0].stage == "online")
-    group = part[0].group.split("'")[0].split()[0].lower()
-    return f"{group}{online}-{plot.thousands(part[0].updates)}"
+def readme_rows(rows: list[Row]) -> list[Row]:
+    """Return at most one row per algorithm and dataset of the small table: today's, if there."""
+    best = {}
+    for row in rows:
+        if row.dataset not in README_DATASETS or row.updates != README_UPDATES:
+            continue
+        if row.phase == "online" or row.seeds < 2:
+            continue
+        key = (row.label, row.dataset)
+        # Of two runs of the first casting, the one with the plain name.
+        preference = (row.first_casting, len(row.file.name))
+        if key not in best or preference < best[key][0]:
+            best[key] = (preference, row)
+    chosen = [row for _, row in best.values()]
+    return sorted(chosen, key=lambda row: (README_DATASETS.index(row.dataset), row.label))
 
 
-def block(rows: list[Row], notes: list[str], targets: dict) -> str:
-    """All that stands between README's markers."""
-    parts = ["<!-- Written by benchmarks/tables.py from benchmarks/results/. Edit neither by hand: "
-             "the tests compare them. -->"]
-    names = data_names(rows)
-    for part in sections(rows):
-        title, group = title_of(part), part[0].group
-        episodes = sorted({r.episodes for r in part})
-        parts += [f"### {title}", GROUPS[group] + " Last checkpoint: "
-                  f"{' or '.join(map(str, episodes))} episodes per seed; ±: over seeds; the link "
-                  "leads to the run's file."]
-        parts.append(score_table(part, targets, group == "D4RL's own data", names))
-        if table := aggregate_table(part):
-            parts += ["Over tasks: interquartile mean (IQM) of all runs and its 95% interval, "
-                      "bootstrapped over the runs of each task.", table]
-        parts += [f"![{title}: {what}](benchmarks/results/{slug(part)}-{name}.png)"
-                  for name, what in (("bars", "scores"), ("curves", "learning curves"))]
-    if ants := ant_table(rows, targets, names):
-        parts += ["### AntMaze, rebuilt with D4RL's policy, beside the papers", "Two kinds of "
-                  "data: ours were rebuilt by D4RL's recipe with D4RL's own behaviour policy, "
-                  "*paper* and *best re-run* are for D4RL's v2 files and a run of 1,000,000 "
-                  "updates. What is published says where one may hope to come to; no row here "
-                  "reproduces it.", ants]
-    if not rows:
-        parts.append("No results yet.")
-    return "\n\n".join(parts + ["".join(f"{note} " for note in notes).strip()] * bool(notes))
+def readme_text(rows: list[Row]) -> str:
+    """Return the small table of the top-level README and its figure."""
+    chosen = readme_rows(rows)
+    lines = []
+    for label in sorted({row.label for row in chosen}):
+        line = [label]
+        for dataset in README_DATASETS:
+            cell = "-"
+            for row in chosen:
+                if (row.label, row.dataset) == (label, dataset):
+                    cell = mean_and_spread(row.final) + ("†" if row.first_casting else "")
+            line.append(cell)
+        lines.append(line)
+    levels = ["*behaviour policy*"]
+    for dataset in README_DATASETS:
+        found = [row.level for row in chosen if row.dataset == dataset and row.level is not None]
+        levels.append(f"*{found[0]:.1f}*" if found else "-")
+    header = [
+        "",
+        *(plot.dataset_label(name).removesuffix(" (rebuilt)") for name in README_DATASETS),
+    ]
+    note = (
+        f"D4RL-normalized score of the last checkpoint after {README_UPDATES:,} updates, mean ± "
+        "deviation over seeds. The data were rebuilt by D4RL's recipe and are not D4RL's files, so "
+        "papers' numbers must not be compared with these."
+    )
+    if any(row.first_casting for row in chosen):
+        note += " †: run by an earlier form of the scripts."
+    figure = f"![Learning curves]({(SCORES / 'figures/readme.png').relative_to(ROOT)})"
+    table = markdown_table(header, [*lines, levels])
+    more = "All tables, with data, devices and commits: [benchmarks/scores](benchmarks/scores)."
+    return "\n\n".join([WRITTEN, table, f"{note} {more}", figure])
 
 
-def replaced(text: str, new: str, path: Path) -> str:
-    """README's text with `new` between the markers. Raises SystemExit if they are not there."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise SystemExit(f"{path} needs the lines {BEGIN} and {END} once each, in this order: the "
-                         "tables go between them")
-    return f"{text[:text.index(BEGIN)]}{BEGIN}\n{new}\n{text[text.index(END):]}"
+# --------------------------------------------------------------------------------------------------
+# Figures
+# --------------------------------------------------------------------------------------------------
 
 
-# ---- Pictures
-
-STYLE = {"font.size": 12, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.titlesize": 13, "axes.titlelocation": "left"}
-
-
-def shown(row: Row, part: list[Row]) -> str:
-    """The label; of rows that differ in the precision alone, all but those with the section's
-    commonest one add theirs."""
-    common = Counter(sorted(r.precision for r in part if r.label == row.label)).most_common(1)
-    rivals = {r.precision for r in part if (r.label, r.dataset) == (row.label, row.dataset)}
-    differs = len(rivals) > 1 and row.precision != common[0][0]
-    return row.label + f", {row.precision}" * differs
-
-
-def looks(part: list[Row]) -> dict[str, dict]:
-    """Colour and hatch of each label, the same in both pictures of a section."""
-    labels, count = sorted({shown(r, part) for r in part}), len(plot.COLORS)
-    return {label: {"color": plot.COLORS[i % count], "hatch": ["", "//", ".."][i // count % 3]}
-            for i, label in enumerate(labels)}
-
-
-def axis_label(part: list[Row]) -> str:
-    kinds = {r.scored for r in part}
-    return {(True,): "D4RL-normalized score", (False,): "return"}.get(
-        tuple(kinds), "normalized score\n(return where none is defined)")
-
-
-def draw_bars(part: list[Row], targets: dict) -> plt.Figure:
-    """Last checkpoint per dataset: bar and whisker: mean ± std over seeds, dots: the seeds."""
-    datasets, style = [*dict.fromkeys(r.dataset for r in part)], looks(part)
-    most = max(sum(r.dataset == d for r in part) for d in datasets)
-    width = min(0.8 / most, 0.3)
-    with plt.rc_context(STYLE):
-        size = min(max(6.5, 0.55 * len(part) + 1.1 * len(datasets) + 2), 20), 5.2
-        figure, axes = plt.subplots(figsize=size, dpi=160, layout="constrained")
-        axes.grid(axis="y", color="0.9")
-        axes.set_axisbelow(True)
-        entries = {}
-        for position, dataset in enumerate(datasets):
-            rows = [r for r in part if r.dataset == dataset]
-            for i, row in enumerate(rows):
-                x = position + (i - (len(rows) - 1) / 2) * width
-                whisker = row.final.std() if len(row.final) > 1 else None
-                look = style[shown(row, part)]
-                entries[shown(row, part)] = axes.bar(
-                    x, row.final.mean(), 0.9 * width, yerr=whisker, capsize=4, color=look["color"],
-                    hatch=look["hatch"], edgecolor="white", error_kw={"elinewidth": 1.4})
-                side = np.linspace(-0.22, 0.22, len(row.final)) if len(row.final) > 1 else [0]
-                axes.plot(x + np.array(side) * width, row.final, "o", color="white", markersize=4.5,
-                          markeredgecolor="0.15", zorder=4)
-                if paper := target(targets, row, "paper"):
-                    entries["the paper's score"] = axes.plot(
-                        x, paper["score"], "_", color="black", markersize=60 * width,
-                        markeredgewidth=2.4, zorder=5)[0]
-            reach = (len(rows) / 2 + 0.25) * width
-            for level in sorted({level_of(r) for r in rows} - {None}):
-                entries["behaviour policy"] = axes.plot(
-                    [position - reach, position + reach], [level, level], color="0.35",
-                    linestyle=(0, (4, 2)), linewidth=1.8, zorder=3)[0]
-        axes.axhline(0, color="0.2", linewidth=1)
-        axes.set_xticks(range(len(datasets)), [d.replace("/", "/\n") for d in datasets])
-        axes.tick_params(axis="x", length=0)
-        axes.set_xlim(-0.6, len(datasets) - 0.4)
-        axes.set_ylabel(axis_label(part))
-        figure.suptitle(title_of(part), x=0.01, ha="left", weight="bold", fontsize=14)
-        axes.set_title("last checkpoint; bar: mean ± standard deviation over seeds; dots: seeds",
-                       color="0.35", fontsize=10)
-        names = sorted(entries, key=lambda n: (n == "behaviour policy", n.startswith("the "), n))
-        figure.legend([entries[n] for n in names], names, loc="outside lower left", frameon=False,
-                      ncols=min(3, len(names)), fontsize=11)
+def draw_scores(rows: list[Row], targets: dict, title: str) -> Figure:
+    """Draw a panel per dataset with a line per algorithm: dots are seeds, the bar their mean."""
+    panels = {}
+    for row in rows:
+        panels.setdefault((plot.panel_name(row), row.scored), []).append(row)
+    columns = min(2, len(panels))
+    lines = [list(panels)[i : i + columns] for i in range(0, len(panels), columns)]
+    counts = [max(len(panels[panel]) for panel in line) for line in lines]
+    with plt.rc_context(plot.STYLE):
+        figure, grid = plt.subplots(
+            len(lines),
+            columns,
+            figsize=(6.6 * columns, 0.5 * sum(counts) + len(lines) + 0.8),
+            dpi=120,
+            squeeze=False,
+            layout="constrained",
+            height_ratios=[count + 2 for count in counts],
+        )
+        for line, count, cells in zip(lines, counts, grid, strict=True):
+            for panel, axes in zip(line, cells, strict=False):
+                axes.set_title(textwrap.fill(panel[0], 32, break_on_hyphens=False), loc="left")
+                draw_dots(axes, panels[panel], targets)
+                axes.set_ylim(count - 0.5, -0.5)
+        for axes in grid.flat[len(panels) :]:
+            axes.set_axis_off()
+        plot.add_title(figure, title)
     return figure
 
 
-def draw_curves(part: list[Row]) -> plt.Figure:
-    """A panel per dataset: mean over seeds, band from lowest to highest, the data's own level."""
-    datasets, style = [*dict.fromkeys(r.dataset for r in part)], looks(part)
-    columns = min(3, len(datasets))
-    lines = math.ceil(len(datasets) / columns)
-    with plt.rc_context(STYLE):
-        size = max(7.5, 4.4 * columns), 3.6 * lines + 1.2
-        figure, axes = plt.subplots(lines, columns, figsize=size, dpi=160, squeeze=False,
-                                    layout="constrained")
-        entries = {}
-        for number, panel in enumerate(axes.flat):
-            if number >= len(datasets):
-                panel.set_axis_off()
-                continue
-            rows = [r for r in part if r.dataset == datasets[number]]
-            panel.grid(axis="y", color="0.9")
-            for row in rows:
-                look = style[shown(row, part)]
-                entries[shown(row, part)] = panel.plot(
-                    row.at, row.curve.mean(1), color=look["color"], linewidth=2.2,
-                    linestyle="-" if not look["hatch"] else "-.")[0]
-                panel.fill_between(row.at, row.curve.min(1), row.curve.max(1), alpha=0.15,
-                                   color=look["color"], linewidth=0)
-            for level in sorted({level_of(r) for r in rows} - {None}):
-                entries["behaviour policy"] = panel.axhline(
-                    level, color="0.35", linestyle=(0, (4, 2)), linewidth=1.6)
-            panel.set_title(datasets[number])
-            panel.set_xlim(left=0)
-            panel.set_ylim(bottom=min(0, panel.get_ylim()[0]) if rows[0].scored else None)
-            panel.xaxis.set_major_formatter(plot.thousands)
-            panel.set_xlabel("online steps" if rows[0].stage == "online" else "gradient updates")
-            if number % columns == 0:
-                panel.set_ylabel(axis_label(rows))
-        figure.suptitle(title_of(part), x=0.01, ha="left", weight="bold", fontsize=14)
-        names = sorted(entries, key=lambda n: (n == "behaviour policy", n))
-        figure.legend([entries[n] for n in names], names, loc="outside lower left", frameon=False,
-                      ncols=min(3, len(names)), fontsize=11, title_fontsize=10, alignment="left",
-                      title="line: mean over seeds; band: lowest to highest seed; "
-                            "the last point has more episodes")
-    return figure
+def draw_dots(axes: plt.Axes, rows: list[Row], targets: dict) -> None:
+    """Draw one dataset. A dashed line is what the data score, a black tick is the paper's score."""
+    for i, row in enumerate(rows):
+        color = algorithm_color(row.script)
+        if row.scored:
+            axes.barh(i, row.final.mean(), height=0.62, color=color, alpha=0.35)
+        axes.plot(row.final, np.full(row.seeds, i), "o", color=color, markersize=8, clip_on=False)
+        number = find_target(targets, row, "paper")
+        if number is not None:
+            axes.plot(number["score"], i, "|", color="black", markersize=22, markeredgewidth=3)
+    for level in sorted({row.level for row in rows} - {None}):
+        axes.axvline(level, color=DATA_COLOR, linestyle=(0, (2, 2)), linewidth=2)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color="0.9")
+    axes.set_axisbelow(True)
+    axes.use_sticky_edges = False  # a dot at 0 stays clear of the labels
+    kind = "score" if rows[0].scored else "return"
+    dashed = "; dashed: behaviour policy" if any(row.level is not None for row in rows) else ""
+    axes.set_xlabel(kind + dashed)
 
 
-def digest(part: list[Row], targets: dict) -> str:
-    """SHA-256 of all that a section's pictures show."""
-    seen = [(shown(r, part), r.dataset, title_of(part), r.scored, level_of(r), r.at.tolist(),
-             r.curve.tolist(), (target(targets, r, "paper") or {}).get("score")) for r in part]
-    return hashlib.sha256(json.dumps(seen).encode()).hexdigest()
+def digest(rows: list[Row], *more) -> str:
+    """Return the SHA-256 of what a figure shows."""
+    shown = [
+        (row.label, row.dataset, row.phase, row.level, row.at.tolist(), row.curve.tolist())
+        for row in rows
+    ]
+    return hashlib.sha256(json.dumps([shown, more]).encode()).hexdigest()
 
 
-def pictures(rows: list[Row], targets: dict, folder: Path) -> dict[Path, tuple[Callable, str]]:
-    """Path -> (how to draw it, digest of what it shows)."""
-    found = {}
-    for part in sections(rows):
-        key = digest(part, targets)
-        found[folder / f"{slug(part)}-bars.png"] = functools.partial(draw_bars, part, targets), key
-        found[folder / f"{slug(part)}-curves.png"] = functools.partial(draw_curves, part), key
-    return found
+def make_figures(rows: list[Row], sections: list[Section], targets: dict) -> dict:
+    """Return file name -> (function that draws the figure, digest of what it shows)."""
+    figures = {}
+    for section in sections:
+        title = section.title
+        if section.first_casting:
+            title += " (first casting)"
+        kinds = {"curves": partial(plot.draw, section.rows, title)}
+        if section.compares:
+            kinds["scores"] = partial(draw_scores, section.rows, targets, title)
+        papers = [find_target(targets, row, "paper") for row in section.rows]
+        for kind, draw in kinds.items():
+            figures[f"{section.slug}-{kind}.png"] = draw, digest(section.rows, title, papers)
+    chosen = readme_rows(rows)
+    if chosen:
+        figures["readme.png"] = partial(plot.draw, chosen, columns=2), digest(chosen)
+    return figures
 
 
-def is_drawn_from(path: Path, key: str) -> bool:
-    """Does the PNG carry that digest? PNG keeps such a text as plain bytes."""
+def is_current(path: Path, key: str) -> bool:
+    """Does the PNG hold this digest? It keeps such a text as plain bytes."""
     return path.exists() and key.encode() in path.read_bytes()
 
 
-# ---- The command
-
-def differences(args: Args) -> list[str]:
-    """What README and pictures have otherwise than the results give; empty if nothing."""
-    rows, notes = read_results(args.results)
-    targets, text = read_paper_scores(), args.readme.read_text(encoding="utf-8")
-    wanted = replaced(text, block(rows, notes, targets), args.readme)
-    changes = difflib.unified_diff(text.splitlines(), wanted.splitlines(), "README", "results",
-                                   lineterm="", n=0)
-    bad = [line for line in changes if line[:3] not in ("---", "+++") and line[:2] != "@@"]
-    return bad + [f"{path.name} is missing or shows other results"
-                  for path, (_, key) in pictures(rows, targets, args.results).items()
-                  if not is_drawn_from(path, key)]
+# --------------------------------------------------------------------------------------------------
+# Command line
+# --------------------------------------------------------------------------------------------------
 
 
-def write(args: Args) -> None:
-    """README's tables, then the pictures that are not up to date."""
-    rows, notes = read_results(args.results)
-    targets, text = read_paper_scores(), args.readme.read_text(encoding="utf-8")
-    new = replaced(text, block(rows, notes, targets), args.readme)
-    if new != text:
-        args.readme.write_text(new, encoding="utf-8")
-        print(f"wrote the tables of {len(rows)} rows into {args.readme.name}")
-    for path, (draw, key) in pictures(rows, targets, args.results).items():
-        if not is_drawn_from(path, key):
-            figure = draw()
-            part = path.with_suffix(".tmp")
-            figure.savefig(part, format="png", metadata={"Source": key})
-            plt.close(figure)
-            part.replace(path)
-            print(f"drew {path.name}")
+def check_paths(args: Args) -> None:
+    for path in (args.results, args.page, args.readme):
+        if not path.exists():
+            sys.exit(f"there is no {path}")
+
+
+def new_pages(args: Args, rows: list[Row], sections: list[Section], targets: dict) -> dict:
+    """Return page -> (its text, the text it should have)."""
+    pages = {args.page: (PAGE_MARKS, page_text(sections, targets))}
+    if README_MARKS[0] in args.readme.read_text(encoding="utf-8"):
+        pages[args.readme] = (README_MARKS, readme_text(rows))
+    else:
+        print(f"note: {args.readme} gets no table, because it has no line {README_MARKS[0]}")
+    found = {}
+    for path, (marks, new) in pages.items():
+        text = path.read_text(encoding="utf-8")
+        found[path] = text, replace_between(text, *marks, new, str(path))
+    return found
+
+
+def outdated(args: Args) -> tuple[dict[Path, str], dict[Path, tuple[Callable, str]]]:
+    """Return the pages that must change, with their new text, and the figures to be drawn."""
+    try:
+        rows = read_results(args.results)
+    except ValueError as error:
+        sys.exit(str(error))
+    targets = read_paper_scores()
+    sections = make_sections(rows)
+    pages = new_pages(args, rows, sections, targets)
+    changed = {path: new for path, (text, new) in pages.items() if new != text}
+    figures = make_figures(rows, sections, targets)
+    stale = {}
+    for name, (draw, key) in figures.items():
+        if not is_current(args.figures / name, key):
+            stale[args.figures / name] = draw, key
+    return changed, stale
 
 
 def main(words: list[str] | None = None) -> None:
     args = tyro.cli(Args, args=words, description=__doc__)
-    if not args.results.is_dir():
-        raise SystemExit(f"--results {args.results}: no such folder")
-    try:
-        if not args.check:
-            write(args)
-        elif bad := differences(args):
-            shown = "\n".join(f"  {line[:160]}" for line in bad[:20])
-            raise SystemExit(f"{args.readme.name} or its pictures are not what the results give "
-                             f"(-: there, +: from the results):\n{shown}\n"
-                             "if the results are right: python benchmarks/tables.py")
-        else:
-            print(f"{args.readme.name} and pictures agree with the results")
-    except OSError as error:
-        raise SystemExit(f"cannot read or write: {error}")
+    check_paths(args)
+    pages, figures = outdated(args)
+    if args.check:
+        if pages or figures:
+            names = ", ".join(path.name for path in [*pages, *figures])
+            sys.exit(f"not what the results give: {names}; run python -m benchmarks.scores.tables")
+        print("pages and figures agree with the results")
+        return
+    for path, text in pages.items():
+        write_atomically(path, text)
+        print(f"wrote {path}")
+    for path, (draw, key) in figures.items():
+        plot.save_figure(draw(), path, metadata={"Source": key})
+        print(f"drew {path}")
 
 
 if __name__ == "__main__":
