@@ -1,0 +1,1 @@
+"""How fast are the updates, and how fast those of other people's code?"""

@@ -1,0 +1,141 @@
+"""Write the tables of benchmarks/speed/README.md from the numbers in benchmarks/speed/results/.
+
+python -m benchmarks.speed.page
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.common import algorithm_name, markdown_table, update_page
+from benchmarks.speed.peers import PROJECTS, load_peers
+from benchmarks.speed.rows import TASKS
+
+FOLDER = Path(__file__).resolve().parent
+PAGE = FOLDER / "README.md"
+RESULTS = FOLDER / "results"
+
+
+def milliseconds(row: dict, pick=np.median) -> float:
+    """Return the time of one update of all agents of a row."""
+    return 1_000 * float(pick(row["seconds"])) / row["updates"]
+
+
+def own_table(rows: list[dict]) -> str:
+    """Return a table of our configurations."""
+    header = ["algorithm", "agents", "execution", "ms per update", "min to max", "updates/s"]
+    header += ["agents' updates/s"]
+    timed = any("evaluation" in row for row in rows)
+    if timed:
+        header.append("s per evaluation")
+    lines = []
+    for row in rows:
+        middle = milliseconds(row)
+        line = [
+            algorithm_name(row["script"]),
+            row["seeds"],
+            row["execution"],
+            f"{middle:.2f}",
+            f"{milliseconds(row, min):.2f} to {milliseconds(row, max):.2f}",
+            f"{1_000 / middle:.0f}",
+            f"{1_000 * row['seeds'] / middle:.0f}",
+        ]
+        if timed:
+            line.append(f"{row['evaluation']:.1f}" if "evaluation" in row else "-")
+        lines.append(line)
+    return markdown_table(header, lines)
+
+
+def peer_table(rows: list[dict]) -> str:
+    """Return a table of other people's code beside ours: milliseconds per update of one agent."""
+    ours = [row for row in rows if row["code"] == "ours"]
+    ways = list(dict.fromkeys((row["execution"], row["seeds"]) for row in ours))
+    times = {(row["script"], row["execution"], row["seeds"]): milliseconds(row) for row in ours}
+    header = ["algorithm", "their code", "ms"]
+    for execution, seeds in ways:
+        header.append(f"ours, {execution}" if seeds == 1 else f"ours, {execution}, {seeds} agents")
+    lines = []
+    for row in rows:
+        if row["code"] == "ours":
+            continue
+        their = milliseconds(row)
+        language = ", JAX" if row.get("jax") else ""
+        code = f"{row['code']} @ {row['commit']}{language}"
+        line = [algorithm_name(row["script"]), code, f"{their:.2f}"]
+        for execution, seeds in ways:
+            own = times[row["script"], execution, seeds] / seeds
+            line.append(f"{own:.2f} ({their / own:.2f}×)")
+        lines.append(line)
+    return markdown_table(header, lines)
+
+
+def tables(numbers: dict) -> str:
+    """Return what one command measured: the command, the machine and the tables."""
+    rows = numbers["rows"]
+    shape = TASKS[numbers["task"]]
+    jax = sorted({f"; JAX {row['jax']}" for row in rows if row.get("jax")})
+    blocks, seconds = len(rows[0]["seconds"]), np.median([np.median(r["seconds"]) for r in rows])
+    ours = [row for row in rows if row["code"] == "ours"]
+    products = " and ".join(sorted({row["precision"] for row in ours}))
+    about = (
+        f"{numbers['machine']}{''.join(jax)}; {numbers['threads']} threads. Commit "
+        f"{numbers['commit'][:12]}, {numbers['date']}; load before the start {numbers['load']:.1f}."
+        f" {numbers['task']}: {shape.obs_dim} observations, {shape.act_dim} actions. Median of "
+        f"{blocks} blocks of about {seconds:.1f} s; matrix products of ours: {products}."
+    )
+    if numbers["phase"] != "train":
+        about += f" Phase {numbers['phase']}."
+    parts = [f"`{numbers['command']}`"]
+    if len(ours) == len(rows):
+        parts += [about, own_table(ours)]
+    else:
+        noise = max(max(row["seconds"]) / np.median(row["seconds"]) for row in rows)
+        about += (
+            f" The slowest block took {noise:.1f} times the median of its row. Milliseconds per "
+            "update and agent; in brackets, how many times as fast ours are."
+        )
+        parts += [about, peer_table(rows)]
+    return "\n\n".join(parts)
+
+
+def all_tables(folder: Path = RESULTS) -> str:
+    """Return the tables of all files of numbers, those of the first casting last."""
+    parts = ["<!-- Written by benchmarks/speed/page.py from results/*.json. -->"]
+    for file in sorted(folder.glob("*.json")):
+        parts += [f"### {file.stem}", tables(json.loads(file.read_text()))]
+    first = sorted(folder.glob("first-casting/*.json"))
+    if first:
+        parts.append("### First casting")
+        parts.append(
+            "These were measured with the scripts' first form, by commands that are in git's "
+            "history, and stay until they are measured again."
+        )
+    for file in first:
+        parts += [f"#### {file.stem}", tables(json.loads(file.read_text()))]
+    return "\n\n".join(parts)
+
+
+def peer_list() -> str:
+    """Return what is timed of each peer, as a list."""
+    lines = []
+    for project in PROJECTS:
+        for peer in load_peers(project):
+            url = f"https://github.com/{peer.repository}/tree/{peer.commit}"
+            lines.append(f"- [{peer.name}]({url}): {peer.timed}.")
+    return "\n".join(lines)
+
+
+def sections() -> dict[str, str]:
+    """Return what stands between the page's marks, by their name."""
+    return {"peers": peer_list(), "tables": all_tables()}
+
+
+def main() -> None:
+    for name, text in sections().items():
+        changed = update_page(PAGE, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", text)
+        print(f"{PAGE}, {name}: {'written' if changed else 'as it was'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""CORL (Tarasov et al.): single-file scripts in PyTorch."""
+
+from collections.abc import Callable
+
+from benchmarks.speed.peers import BATCH, Peer
+from benchmarks.speed.rows import TASKS
+
+
+def adam(network):
+    """Make the optimiser that all of its scripts use; its speed does not depend on the rate."""
+    import torch
+
+    return torch.optim.Adam(network.parameters(), lr=3e-4)
+
+
+def loop(module, trainer, rows: dict, task: str, device: str) -> Callable:
+    """Return one turn of the loop that its scripts share."""
+    shape = TASKS[task]
+    config = module.TrainConfig(device=device)
+    buffer = module.ReplayBuffer(shape.obs_dim, shape.act_dim, config.buffer_size, device)
+    buffer.load_d4rl_dataset(rows)
+
+    def train() -> None:
+        trainer.train([part.to(device) for part in buffer.sample(BATCH)])
+
+    return train
+
+
+def iql(load, rows: dict, task: str, device: str) -> Callable:
+    """Build iql.py with the values of its TrainConfig."""
+    module, shape = load("iql"), TASKS[task]
+    value = module.ValueFunction(shape.obs_dim).to(device)
+    critic = module.TwinQ(shape.obs_dim, shape.act_dim).to(device)
+    actor = module.GaussianPolicy(shape.obs_dim, shape.act_dim, 1.0).to(device)
+    trainer = module.ImplicitQLearning(
+        max_action=1.0,
+        actor=actor,
+        actor_optimizer=adam(actor),
+        q_network=critic,
+        q_optimizer=adam(critic),
+        v_network=value,
+        v_optimizer=adam(value),
+        device=device,
+    )
+    return loop(module, trainer, rows, task, device)
+
+
+def td3_bc(load, rows: dict, task: str, device: str) -> Callable:
+    """Build td3_bc.py, whose two critics have an optimiser each."""
+    module, shape = load("td3_bc"), TASKS[task]
+    actor = module.Actor(shape.obs_dim, shape.act_dim, 1.0).to(device)
+    critic1 = module.Critic(shape.obs_dim, shape.act_dim).to(device)
+    critic2 = module.Critic(shape.obs_dim, shape.act_dim).to(device)
+    trainer = module.TD3_BC(
+        max_action=1.0,
+        actor=actor,
+        actor_optimizer=adam(actor),
+        critic_1=critic1,
+        critic_1_optimizer=adam(critic1),
+        critic_2=critic2,
+        critic_2_optimizer=adam(critic2),
+        device=device,
+    )
+    return loop(module, trainer, rows, task, device)
+
+
+def bc(load, rows: dict, task: str, device: str) -> Callable:
+    """Build any_percent_bc.py; which rows it keeps does not change its update."""
+    module, shape = load("any_percent_bc"), TASKS[task]
+    actor = module.Actor(shape.obs_dim, shape.act_dim, 1.0).to(device)
+    trainer = module.BC(max_action=1.0, actor=actor, actor_optimizer=adam(actor), device=device)
+    return loop(module, trainer, rows, task, device)
+
+
+REPOSITORY = "corl-team/CORL"
+COMMIT = "eeeeef2671235fcce3a3eb255576a207d78840e6"
+FOLDER = "algorithms/offline"
+PEERS = [
+    Peer(
+        script="iql",
+        repository=REPOSITORY,
+        commit=COMMIT,
+        folder=FOLDER,
+        files={"iql.py": "14cec70a54a05a9f0a6187758c84e841cbf151bf"},
+        timed="`ReplayBuffer.sample` and `ImplicitQLearning.train`",
+        build=iql,
+    ),
+    Peer(
+        script="td3_bc",
+        repository=REPOSITORY,
+        commit=COMMIT,
+        folder=FOLDER,
+        files={"td3_bc.py": "6ae0379c16a21cbd91e81ab6a70581d3605514dd"},
+        timed="`ReplayBuffer.sample` and `TD3_BC.train`",
+        build=td3_bc,
+    ),
+    Peer(
+        script="bc",
+        repository=REPOSITORY,
+        commit=COMMIT,
+        folder=FOLDER,
+        files={"any_percent_bc.py": "7b6dfa83b451d0ae4d832900ab177455360607eb"},
+        timed="`ReplayBuffer.sample` and `BC.train`, all rows kept",
+        build=bc,
+    ),
+]
