@@ -338,7 +338,6 @@ def collect(args: Args) -> dict:
     seconds = time.perf_counter() - started
     metadata = describe(args, job, episodes)
     metadata["transitions_per_second"] = job.steps / seconds
-    metadata["wall_seconds"] = seconds
     write_dataset(root, job.dataset_id, job.stored, episodes, metadata)
     metadata = stored_metadata(place)
     print(summary(metadata, job.recipe, place))
