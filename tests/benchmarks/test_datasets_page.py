@@ -184,8 +184,11 @@ def test_rows_and_names_are_of_recipes():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
 def test_commands_exist(page):
-    text = re.sub(r"\\?\n\s*", " ", page.read_text(encoding="utf-8"))
-    commands = re.findall(r"python -m (benchmarks[\w.]+)([^`]*?)(?= {2}|`|python|#)", text)
+    text = page.read_text(encoding="utf-8")
+    commands = []
+    for paragraph in text.split("\n\n"):
+        line = re.sub(r"\s*\\?\n\s*", " ", paragraph)
+        commands += re.findall(r"python -m (benchmarks[\w.]+)([^`#]*?)(?=`|#|python|$)", line)
     assert commands
     for module, words in commands:
         program = importlib.import_module(module)
