@@ -1,0 +1,3 @@
+from benchmarks.studies.four_room.study import main
+
+main()

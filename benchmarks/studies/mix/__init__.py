@@ -1,0 +1,1 @@
+"""Does a large, worse dataset help POR's guide?"""

@@ -1,0 +1,3 @@
+from benchmarks.studies.mix.study import main
+
+main()
