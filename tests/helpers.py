@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import sys
+import threading
 import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -144,6 +145,7 @@ def call_main(script: str | ModuleType, words, folder: Path) -> SimpleNamespace:
     out, err = io.StringIO(), io.StringIO()
     precision = torch.get_float32_matmul_precision()
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threading, "excepthook", threading.excepthook)
         for name, value in dataset_folders(folder).items():
             patch.setenv(name, value)
         patch.chdir(folder)
