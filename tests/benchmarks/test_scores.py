@@ -1,0 +1,481 @@
+"""benchmarks/scores/: reading results, tables, published numbers, claims."""
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib import pyplot as plt
+
+from benchmarks import plot
+from benchmarks.common import load_script
+from benchmarks.scores import check, reading, tables
+from tests.benchmarks.make_result import make_result, of_first_casting
+
+HOPPER, WALKER, CHEETAH = (
+    f"rebuilt/{env}/medium-v0" for env in ("hopper", "walker2d", "halfcheetah")
+)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Return a folder with pages that have markers, no claims and no results."""
+    (tmp_path / "results").mkdir()
+    begin, end = tables.PAGE_MARKS
+    (tmp_path / "page.md").write_text(f"# Scores\n\n{begin}\n{end}\n\nMore.\n")
+    begin, end = tables.README_MARKS
+    (tmp_path / "README.md").write_text(f"# Title\n\n{begin}\n{end}\n\nMore.\n")
+    (tmp_path / "claims.csv").write_text("result,claim,than\n")
+    return tmp_path
+
+
+@pytest.fixture
+def blank(monkeypatch):
+    """Draw no figures, which takes most of the time."""
+
+    def draw(*rows, **options):
+        return plt.figure(figsize=(0.1, 0.1))
+
+    monkeypatch.setattr(tables, "draw_scores", draw)
+    monkeypatch.setattr(plot, "draw", draw)
+
+
+def put(folder: Path, name: str, result: dict) -> Path:
+    path = folder / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(result))
+    return path
+
+
+def options(folder: Path, *more: str) -> list[str]:
+    words = ["--results", folder / "results", "--page", folder / "page.md"]
+    words += ["--readme", folder / "README.md", "--figures", folder / "figures", *more]
+    return [str(word) for word in words]
+
+
+def read_row(result: dict, folder: Path) -> reading.Row:
+    path = put(folder, "a/only", result)
+    (row,) = reading.labelled_rows(path, reading.read_result(path))
+    return row
+
+
+def three_tasks(folder: Path) -> None:
+    for env, level in ((HOPPER, 50), (WALKER, 70), (CHEETAH, 40)):
+        name = env.split("/")[1]
+        put(folder, f"{name}/bc", make_result("bc", env, np.array([level, level + 1, level + 2])))
+        guide = "q" if env == HOPPER else "weighted"
+        scores = np.array([level + 10, level + 12, level + 13])
+        put(folder, f"{name}/por", make_result("por", env, scores, guide=guide))
+
+
+# ---- Reading ----
+
+
+def test_a_sound_result_is_read(folder):
+    row = read_row(make_result(scores=(50, 52, 57)), folder)
+    assert (row.label, row.group, row.dataset) == ("BC", "Rebuilt data", HOPPER)
+    assert (row.updates, row.episodes, row.seeds, row.phase) == (100_000, 100, 3, "train")
+    assert row.final.tolist() == [50, 52, 57] and row.at.tolist()[0] == 10_000
+    assert row.last_ten == pytest.approx(row.curve.mean(0))
+    assert row.level == pytest.approx(43.6, abs=0.1)
+
+
+def test_both_castings_give_the_same_row(folder):
+    new = make_result("por", guide="q", scores=(40, 41, 42))
+    rows = [read_row(result, folder) for result in (new, of_first_casting(new, "fp32"))]
+    assert [row.first_casting for row in rows] == [False, True]
+    assert rows[0].label == rows[1].label == "POR (q)"
+    assert (rows[0].final == rows[1].final).all() and (rows[0].last_ten == rows[1].last_ten).all()
+    assert rows[1].precision == "fp32" and len(rows[1].commits) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"parts": []}', '{"script": "por"}', '{"evaluations": {}}']
+)
+def test_a_damaged_file_is_no_result(folder, text):
+    path = folder / "results" / "a.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="a.json is no result") as error:
+        reading.read_result(path)
+    assert "\n" not in str(error.value)
+    with pytest.raises(SystemExit, match="a.json is no result"):
+        tables.main(options(folder))
+
+
+def change(result: dict, where: tuple, value) -> dict:
+    result = json.loads(json.dumps(result))
+    place = result
+    for key in where[:-1]:
+        place = place[key]
+    place[where[-1]] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    "where, value, words",
+    [
+        (("finished",), False, "not finished"),
+        (("final", "scores", 0), 51.0, "final evaluation is not the last"),
+        (("evaluations", 3, "scores", 1), 51.0, "do not follow from the returns"),
+        (("evaluations", 3, "returns", 1), float("nan"), "do not follow from the returns"),
+        (("args", "eval_every"), 5_000, "not evaluated at every 5,000"),
+        (("args", "num_updates"), 200_000, "not evaluated at every 10,000"),
+        (("args", "final_eval_episodes"), 50, "has 100 episodes"),
+        (("task", "ref_max"), 3_000.0, "do not follow"),
+    ],
+)
+def test_a_result_that_contradicts_itself_is_refused(folder, where, value, words):
+    path = put(folder, "a/bc", change(make_result(), where, value))
+    assert any(words in text for text in reading.complaints(reading.read_result(path)))
+    with pytest.raises(SystemExit, match="cannot be trusted"):
+        tables.main(options(folder))
+
+
+def test_a_left_out_evaluation_is_noticed(folder):
+    result = make_result()
+    del result["evaluations"][4]
+    assert reading.complaints(result) == ["phase train is not evaluated at every 10,000 updates"]
+
+
+def test_online_parts_have_rows_of_their_own(folder):
+    result = make_result("iql", online=(60.0, 61, 62))
+    path = put(folder, "a/iql", result)
+    before, after = reading.labelled_rows(path, reading.read_result(path))
+    assert (before.phase, before.paper_stage) == ("train", "before")
+    assert before.label == "IQL, before online steps" and before.deviations == {}
+    assert (after.phase, after.paper_stage, after.label) == ("online", "after", "IQL")
+    assert after.deviations == {"offline updates": 100_000}
+
+
+@pytest.mark.parametrize(
+    "script, env, changed, label, deviations",
+    [
+        ("por", "hopper-medium-v2", {"guide": "q"}, "POR (q)", {}),
+        (
+            "por",
+            "hopper-medium-v2",
+            {"guide": "weighted"},
+            "POR (weighted)",
+            {"guide": "weighted"},
+        ),
+        ("por", WALKER, {"tau": 0.9}, "POR (weighted, tau 0.9)", {"tau": 0.9}),
+        ("bc", HOPPER, {"top_fraction": 0.1}, "10% BC", {}),
+        ("bc", HOPPER, {"policy": "gaussian"}, "BC (gaussian)", {"policy": "gaussian"}),
+        ("iql", "rebuilt/antmaze/umaze-v0", {"tau": 0.9, "beta": 10.0}, "IQL", {}),
+        ("iql", HOPPER, {"device": "cuda", "execution": "graph", "seed": 3}, "IQL", {}),
+    ],
+)
+def test_a_label_names_what_was_set_by_hand(folder, script, env, changed, label, deviations):
+    row = read_row(make_result(script, env, **changed), folder)
+    assert (row.label, row.deviations) == (label, deviations)
+
+
+def test_every_script_s_defaults_are_no_deviation():
+    for script in ("por", "iql", "td3_bc", "bc", "spot", "sac"):
+        module = load_script(script)
+        args = vars(module.apply_settings(module.Args(env="halfcheetah-medium-v2")))
+        assert reading.changed_options(module, args)[1] == {}
+
+
+# ---- Published numbers ----
+
+
+def test_no_target_is_of_v0_or_doubtful():
+    with open(tables.SCORES / "paper_scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    used = [row for row in rows if row["use"]]
+    assert len(rows) == 1_403 and len(used) > 500
+    assert {row["use"] for row in used} == {"paper", "rerun"}
+    never = {"version-doubtful", "version-corrected", "best-column"}
+    for row in used:
+        assert row["unit"] == "normalized_score" and not row["dataset"].endswith("-v0"), row
+        assert not never & set(row["doubt"].split()), row
+        assert row["use"] == "paper" or row["source"] in ("corl_readme", "por_readme")
+
+
+def test_every_source_and_doubt_is_explained():
+    notes = (tables.SCORES / "PAPER_SCORES.md").read_text()
+    with open(tables.SCORES / "paper_scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    doubts = {doubt for row in rows for doubt in row["doubt"].split()}
+    for name in {row["source"] for row in rows} | doubts:
+        assert f"| `{name}` |" in notes, name
+    assert all(np.isfinite(float(row["score"])) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "script, use, text",
+    [
+        ("por", "paper", "98.2 ± 1.6\\*"),  # withdrawn, hence the star
+        ("por", "rerun", "78.6"),
+        ("iql", "paper", "66.2 ± 5.7"),
+        ("iql", "rerun", "67.5 ± 3.8"),
+    ],
+)
+def test_published_numbers_on_hopper(script, use, text):
+    number = tables.read_paper_scores()[script, "hopper-medium-v2", "offline", use]
+    assert tables.published(number) == text
+
+
+def test_two_numbers_for_one_use_are_refused(tmp_path):
+    lines = (tables.SCORES / "paper_scores.csv").read_text().splitlines()
+    (tmp_path / "two.csv").write_text("\n".join([*lines, lines[-1]]))
+    with pytest.raises(SystemExit, match="a second number"):
+        tables.read_paper_scores(tmp_path / "two.csv")
+
+
+# ---- Pages ----
+
+
+def test_pages_are_written_and_then_agree(folder, capsys):
+    three_tasks(folder)
+    with pytest.raises(SystemExit, match="not what the results give: page.md, README.md"):
+        tables.main(options(folder, "--check"))
+    assert not (folder / "figures").exists()
+    tables.main(options(folder))
+    page = (folder / "page.md").read_text()
+    assert page.startswith("# Scores\n") and page.endswith("\nMore.\n")
+    assert "| POR (q) | `rebuilt/hopper/medium-v0` ffffff | Hopper-v4 | 3 (seed 0) |" in page
+    assert "[**61.7 ± 1.2**](results/hopper/por.json)" in page and "0123456" in page
+    assert "gymnasium 1.4.0, mujoco 4.0.0, torch 2.13.0" in page
+    for name in re.findall(r"\((figures/.*?\.png)\)", page):
+        assert (folder / name).read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    tables.main(options(folder, "--check"))
+    tables.main(options(folder))  # nothing is left to do
+    assert capsys.readouterr().out == "pages and figures agree with the results\n"
+
+
+@pytest.mark.parametrize("name", ["page.md", "README.md"])
+def test_a_number_that_was_changed_by_hand_is_found(folder, name, blank):
+    three_tasks(folder)
+    tables.main(options(folder))
+    path = folder / name
+    text = path.read_text()
+    assert "61.7" in text
+    path.write_text(text.replace("61.7", "71.7"))
+    with pytest.raises(SystemExit, match=f"not what the results give: {name}"):
+        tables.main(options(folder, "--check"))
+    with pytest.raises(SystemExit, match=f"{name} is not what the results give"):
+        check.main(options(folder, "--claims", folder / "claims.csv"))
+
+
+def test_a_changed_result_makes_its_figures_anew(folder, blank):
+    three_tasks(folder)
+    tables.main(options(folder))
+    before = {path: path.read_bytes() for path in (folder / "figures").iterdir()}
+    put(folder, "hopper/bc", make_result("bc", HOPPER, (30, 31, 32)))
+    tables.main(options(folder))
+    assert all(path.read_bytes() != content for path, content in before.items())
+
+
+def test_pages_without_markers(folder, capsys, blank):
+    three_tasks(folder)
+    (folder / "README.md").write_text("a page of somebody's")
+    tables.main(options(folder))
+    assert "gets no table, because it has no line <!-- scores:begin -->" in capsys.readouterr().out
+    assert (folder / "README.md").read_text() == "a page of somebody's"
+    (folder / "page.md").write_text("no place for tables")
+    with pytest.raises(SystemExit, match="page.md needs the lines"):
+        tables.main(options(folder))
+
+
+def test_papers_stand_only_beside_d4rl_s_own_data(folder, blank):
+    targets = tables.read_paper_scores()
+    own = make_result("iql", "hopper-medium-v2", updates=1_000_000)
+    minari = change(own, ("task", "source"), "Minari")
+    for result, expected in ((own, 66.2), (minari, None), (make_result("iql", HOPPER), None)):
+        number = tables.find_target(targets, read_row(result, folder), "paper")
+        assert (number["score"] if number else None) == expected
+    put(folder, "a/only", own)
+    put(folder, "b/iql", make_result("iql", HOPPER))
+    tables.main(options(folder))
+    page = (folder / "page.md").read_text()
+    own, rebuilt = page.split("### Rebuilt data")
+    assert "66.2 ± 5.7" in own and "66.2" not in rebuilt and "best re-run" not in rebuilt
+
+
+def test_the_first_casting_stands_apart_until_it_is_run_again(folder, blank):
+    old = of_first_casting(make_result("bc", HOPPER, (10, 11, 12)))
+    put(folder, "hopper/bc-old", old)
+    put(folder, "hopper/por", make_result("por", HOPPER, guide="q"))
+    tables.main(options(folder))
+    page = (folder / "page.md").read_text()
+    today, first = page.split("## First casting")
+    assert "POR" in today and "bc-old.json" in first and "bc-old.json" not in today
+    assert "| BC | 11.0 ± 0.8† |" in (folder / "README.md").read_text()
+
+    put(folder, "hopper/bc", make_result("bc", HOPPER, (20, 21, 22)))
+    tables.main(options(folder))
+    page = (folder / "page.md").read_text()
+    assert "First casting" not in page and "bc.json" in page
+    readme = (folder / "README.md").read_text()
+    assert "| BC | 21.0 ± 0.8 |" in readme and "†" not in readme
+
+
+def test_means_over_tasks_are_of_the_same_tasks(folder):
+    three_tasks(folder)
+    put(folder, "hopper/iql", make_result("iql", HOPPER))  # not on the others
+    rows = reading.read_results(folder / "results")
+    found = {label: part for _, label, part in tables.comparable_sets(rows)}
+    assert set(found) == {"BC", "POR (published settings)"}
+    assert len(found["POR (published settings)"]) == 3
+    lines = tables.aggregate_table(rows).splitlines()
+    # The mean of 42, 50, 51, 52 and 70.
+    assert lines[2].startswith("| rebuilt medium-v0 | BC | 3 | 3 | 53.0 (")
+
+
+@pytest.mark.parametrize(
+    "dataset, suite",
+    [
+        ("hopper-medium-replay-v2", "medium-replay-v2"),
+        ("rebuilt/hopper/medium-replay-81k-v0", "rebuilt medium-replay-v0"),
+        ("antmaze-umaze-v2", "antmaze"),
+        ("rebuilt/antmaze/umaze-v0", "rebuilt antmaze"),
+    ],
+)
+def test_suites(dataset, suite):
+    assert tables.suite(dataset) == suite
+
+
+# ---- Support ----
+
+
+def test_permutation_test():
+    x, y = np.array([7.0, 8.0, 9.0]), np.array([1.0, 2.0, 3.0])
+    assert check.permutation_p([(x, y)]) == pytest.approx(1 / 20)
+    assert check.permutation_p([(y, x)]) == 1
+    assert check.permutation_p([(x, y), (x + 50, y + 50)]) == pytest.approx(1 / 400)
+
+
+def test_sampled_permutations_agree_with_all(monkeypatch):
+    rng = np.random.default_rng(0)
+    pairs = [(rng.normal(0.8, 1, 4), rng.normal(0, 1, 5)), (rng.normal(0.5, 1, 4), np.zeros(5))]
+    exact = check.permutation_p(pairs)
+    monkeypatch.setattr(check, "MOST_SPLITS", 15_000)
+    assert check.permutation_p(pairs) == pytest.approx(exact, abs=0.01)
+    assert 0.01 < exact < 0.5
+
+
+@pytest.mark.parametrize(
+    "scores, changed, words",
+    [
+        ((65, 66, 68), {}, "matches paper and rerun"),
+        ((61, 62, 62), {}, "matches paper |"),
+        ((90, 91, 92), {}, "no match"),
+        ((66, 66), {}, "not comparable: 2 of 3 seeds"),
+        ((66, 66, 66), {"tau": 0.9}, "not comparable: settings of its own: tau 0.9"),
+        ((66, 66, 66), {"updates": 100_000}, "100,000 of 1,000,000 updates"),
+    ],
+)
+def test_verdicts_on_d4rl_s_data(folder, scores, changed, words):
+    result = make_result("iql", "hopper-medium-v2", scores, **{"updates": 1_000_000} | changed)
+    table = check.comparison_table([read_row(result, folder)], tables.read_paper_scores())
+    assert words in table
+
+
+def test_a_number_without_spread_is_met_within_ours(folder):
+    """The authors' 78.6 of POR has none."""
+    for scores, words in (((76, 79, 82), "matches rerun"), ((70, 70.5, 71), "no match")):
+        result = make_result("por", "hopper-medium-v2", scores, updates=1_000_000, guide="q")
+        table = check.comparison_table([read_row(result, folder)], tables.read_paper_scores())
+        assert words in table and "our spread, none printed" in table
+
+
+def test_orders_that_papers_claim(folder):
+    three_tasks(folder)
+    put(folder, "hopper/other", make_result("iql", HOPPER, updates=200_000))
+    rows = reading.read_results(folder / "results")
+    text = check.order_table(rows, tables.read_paper_scores())
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    found = {(line[0], line[1]): line for line in lines[2:]}
+    line = found["POR (q) > BC", HOPPER]
+    assert line[2] == "98.2 ± 1.6\\* and 52.9 on hopper-medium-v2"
+    assert line[5:] == ["+10.7", "1.00 (1.00 to 1.00)", "0.050", "supported"]
+    together = found["POR (weighted) > BC", "rebuilt medium-v0, 2 tasks"]
+    assert together[-2:] == ["0.003", "supported"]  # 1 / 400
+    assert not any("IQL" in order or order.startswith("BC") for order, _ in found)
+
+
+# ---- Claims ----
+
+
+@pytest.mark.parametrize(
+    "claim, words",
+    [
+        ("d/iql,reproduces,paper", None),
+        ("d/iql,reproduces,rerun", None),
+        ("d/short,reproduces,paper", "100,000 of"),
+        ("d/high,reproduces,paper", "above"),
+        ("d/none,reproduces,paper", "there is no result d/none"),
+        ("hopper/bc,reproduces,paper", "no published number"),
+        ("hopper/por,better,hopper/bc", None),
+        ("hopper/bc,better,hopper/por", "contradicted"),
+        ("hopper/por;walker2d/por,better,hopper/bc;walker2d/bc", None),
+        ("hopper/por,better,walker2d/bc", "differ in data or length"),
+        ("hopper/por,better,gone", "there is no result gone"),
+        ("hopper/por;hopper/por,better,hopper/bc;hopper/bc", "named twice"),
+        ("hopper/por;hopper/iql,better,hopper/bc;hopper/bc", "two pairs are on one dataset"),
+    ],
+)
+def test_claims(folder, claim, words):
+    three_tasks(folder)
+    put(folder, "hopper/iql", make_result("iql", HOPPER))
+    for name, scores, updates in (
+        ("iql", (65, 66, 68), 1_000_000),
+        ("high", (80, 81, 82), 1_000_000),
+        ("short", (66, 66, 67), 100_000),
+    ):
+        put(folder, f"d/{name}", make_result("iql", "hopper-medium-v2", scores, updates=updates))
+    (folder / "claims.csv").write_text(f"result,claim,than\n{claim}\n")
+    (line,) = check.read_claims(folder / "claims.csv")
+    rows = {
+        f"{row.file.parent.name}/{row.file.stem}": row
+        for row in reading.read_results(folder / "results")
+    }
+    reason = check.why_false(line, rows, tables.read_paper_scores())
+    assert reason is None if words is None else words in reason
+
+
+def test_a_false_claim_makes_the_command_fail(folder, blank, capsys):
+    three_tasks(folder)
+    tables.main(options(folder))
+    (folder / "claims.csv").write_text("result,claim,than\nhopper/bc,better,hopper/por\n")
+    with pytest.raises(SystemExit, match="claim: hopper/bc better hopper/por: difference -10.7"):
+        check.main(options(folder, "--claims", folder / "claims.csv"))
+    (folder / "claims.csv").write_text("result,claim,than\nhopper/por,better,hopper/bc\n")
+    check.main(options(folder, "--claims", folder / "claims.csv"))
+    assert "claim: hopper/por better hopper/bc: holds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a,copies,paper", "a,reproduces,science", "a;b,better,c", ",better,c", "a,better,", "a"],
+)
+def test_an_unreadable_claim_is_refused(folder, line):
+    (folder / "claims.csv").write_text(f"result,claim,than\n{line}\n")
+    with pytest.raises(SystemExit, match="claims.csv:2 is no claim"):
+        check.read_claims(folder / "claims.csv")
+
+
+# ---- This repository's own results ----
+
+
+def test_the_real_pages_show_the_real_results_and_the_claims_hold(capsys):
+    check.main([])
+    assert capsys.readouterr().out.count(": holds") == len(
+        check.read_claims(tables.SCORES / "claims.csv")
+    )
+
+
+def test_the_real_results_have_names_that_run_py_gives():
+    """So that a cell that is run again replaces the result of the first casting."""
+    from benchmarks import run
+
+    for path in (tables.SCORES / "results").rglob("*.json"):
+        result = reading.read_result(path)
+        assert path.parent.name == run.dataset_folder(result["args"]["env"])
+        name = run.short_name(load_script(result["script"]), result["args"])
+        assert path.stem.removesuffix("-bf16").removesuffix("-fp32") == name
