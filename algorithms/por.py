@@ -52,6 +52,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -583,29 +584,28 @@ def one_line(error: Exception) -> str:
 
 def refuse_foreign_data(file: h5py.File) -> None:
     """Raise ValueError if an HDF5 file refers to other files, of which it could name any."""
+    # h5py's visititems() takes three times as long, and deep groups overflow its stack.
     pending = [file.id]
     visited = set()  # links can form circles
-
-    def visit(name, link):
-        if link.type not in (h5py.h5l.TYPE_HARD, h5py.h5l.TYPE_SOFT):
-            raise ValueError(f"{name.decode()} is a link to another file, which is not followed")
-        if link.type == h5py.h5l.TYPE_SOFT:
-            return
-        item = h5py.h5o.open(group, name)
-        if isinstance(item, h5py.h5g.GroupID):
-            pending.append(item)
-        elif isinstance(item, h5py.h5d.DatasetID):
-            storage = item.get_create_plist()
-            virtual = storage.get_layout() == h5py.h5d.VIRTUAL
-            if virtual or storage.get_external_count() > 0:
-                raise ValueError(f"{name.decode()} lies in other files, which are not read")
-
-    # h5py's visititems() takes three times as long, and deep groups overflow its stack.
     while pending:
         group = pending.pop()
-        if group not in visited:
-            visited.add(group)
-            group.links.iterate(visit, info=True)
+        visited.add(group)
+        for name in group:
+            link_type = group.links.get_info(name).type
+            if link_type == h5py.h5l.TYPE_SOFT:
+                continue
+            if link_type != h5py.h5l.TYPE_HARD:
+                raise ValueError(
+                    f"{name.decode()} is a link to another file, which is not followed"
+                )
+            item = h5py.h5o.open(group, name)
+            if isinstance(item, h5py.h5g.GroupID) and item not in visited:
+                pending.append(item)
+            if isinstance(item, h5py.h5d.DatasetID):
+                storage = item.get_create_plist()
+                virtual = storage.get_layout() == h5py.h5d.VIRTUAL
+                if virtual or storage.get_external_count() > 0:
+                    raise ValueError(f"{name.decode()} lies in other files, which are not read")
 
 
 def read_hdf5(path) -> dict:
@@ -622,6 +622,9 @@ def read_hdf5(path) -> dict:
                 missing.append("timeouts")
             if missing:
                 sys.exit(f"{path} has no {', '.join(missing)}; it must have D4RL's layout")
+            for key, column in columns.items():
+                if not isinstance(column, h5py.Dataset) or not column.shape:
+                    raise ValueError(f"{key} is no array")
             # A damaged file may claim any number of rows, so they are compared before reading.
             rows = {key: column.shape[0] for key, column in columns.items()}
             if len(set(rows.values())) > 1:
@@ -690,7 +693,10 @@ def read_minari(name: str) -> tuple[dict, Task]:
             parts["rewards"].append(episode.rewards)
             parts["terminals"].append(episode.terminations)
             parts["episode_end"].append(np.arange(rows) == rows - 1)
-        return {key: np.concatenate(part) for key, part in parts.items()}, task
+        data = {key: np.concatenate(part) for key, part in parts.items()}
+        if len(data["rewards"]) != dataset.total_steps:
+            print(f"note: {name} says that it has {dataset.total_steps:,} rows")
+        return data, task
     except Exception as error:  # whatever Minari or HDF5 raise
         sys.exit(f"Minari's dataset {name} cannot be read: {one_line(error)}")
 
@@ -1081,9 +1087,10 @@ def evaluate(agent: nn.Module, task: Task, episodes: int) -> np.ndarray:
 
 def check_finite(obs, returns, task: Task) -> None:
     """Blame the environment for what is no number."""
-    for what, values in (("observation", obs), ("reward", returns)):
-        if not np.isfinite(values).all():
-            sys.exit(f"{task.env_id} gave an {what} that is NaN or infinite")
+    if not np.isfinite(obs).all():
+        sys.exit(f"{task.env_id} gave an observation that is NaN, infinite or too large")
+    if not np.isfinite(returns).all():
+        sys.exit(f"{task.env_id} gave a reward that is NaN, infinite or too large")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1285,14 +1292,17 @@ def save(run: Run, folder: Path) -> None:
     }
     checkpoint = io.BytesIO()
     torch.save(result | state, checkpoint)
-    temporary = folder / f"{os.getpid()}.part"  # a reader finds the old file or the new one
+    text = json.dumps(result, indent=1, allow_nan=False)
+    files = {"checkpoint.pt": checkpoint.getvalue(), "result.json": text.encode()}
+    parts = {name: folder / f"{name}.{os.getpid()}.part" for name in files}
     try:
-        temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
-        temporary.replace(folder / "result.json")
-        temporary.write_bytes(checkpoint.getvalue())
-        temporary.replace(folder / "checkpoint.pt")
+        for name, content in files.items():
+            parts[name].write_bytes(content)
+        for name, part in parts.items():
+            part.replace(folder / name)  # a reader finds the old file or the new one
     finally:
-        temporary.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
     run.last_save = f"update {run.step:,} of phase {phases[run.phase].name}"
 
 
@@ -1393,8 +1403,8 @@ def stored_args(args: Args, checkpoint: dict) -> Args:
     """Return the arguments of a stored run, of which only the device may change."""
     try:
         stored = Args(**checkpoint["args"] | {"run_dir": args.resume})
-    except TypeError as error:
-        sys.exit(f"{args.resume} was made by another version of this script: {one_line(error)}")
+    except (KeyError, TypeError) as error:
+        sys.exit(f"{args.resume} does not fit this version of the script: {one_line(error)}")
     for word in sys.argv[1:]:
         option = word.split("=")[0].replace("_", "-")
         repeated = option == "--env" and args.env == stored.env
@@ -1440,7 +1450,7 @@ def current_commit() -> str:
 def make_folder(run: Run) -> None:
     """Make the run's folder. It appears with a checkpoint inside, so that each can be resumed."""
     folder = Path(run.args.run_dir)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    temporary = Path(f"{folder}.{os.getpid()}.part")
     temporary.mkdir(parents=True, exist_ok=True)  # a killed run may have left it
     try:
         save(run, temporary)
@@ -1490,13 +1500,18 @@ def start_run(args: Args) -> Run:
     else:
         try:
             restore(run, checkpoint)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            sys.exit(f"{args.run_dir} was made by another version: {one_line(error)}")
+        except Exception as error:  # a checkpoint can hold anything
+            sys.exit(f"{args.run_dir} does not fit this version of the script: {one_line(error)}")
     return run
+
+
+def ignore(error) -> None:
+    """Print nothing: TensorBoard's thread passes its errors on to the main thread."""
 
 
 def main() -> None:
     gym.logger.min_level = gym.logger.ERROR  # Gymnasium warns that v4 is old; it is meant
+    threading.excepthook = ignore
     args = parse_args()
     run = None
     try:

@@ -18,6 +18,9 @@ import por
 
 # Words of a command that trains for a moment.
 SMALL = {
+    "--env": "Point-v0",
+    "--dataset-file": "my.hdf5",
+    "--run-dir": "run",
     "--hidden": 8,
     "--execute-hidden": 8,
     "--batch-size": 8,
@@ -158,11 +161,18 @@ def load_minari(name: str):
     return por.load_dataset(por.Args(env=name))
 
 
-def run(monkeypatch, options: dict) -> None:
-    """Run the command in this process, with small networks unless an option says otherwise."""
-    words = [str(word) for option in (SMALL | options).items() for word in option]
-    monkeypatch.setattr(sys, "argv", ["por.py", *words])
+def command(monkeypatch, *words) -> None:
+    """Run the script's command in this process."""
+    monkeypatch.setattr(sys, "argv", ["por.py", *map(str, words)])
     por.main()
+
+
+def train(monkeypatch, **options) -> None:
+    """Train on the walks in my.hdf5 for a moment, unless an option says otherwise."""
+    words = dict(SMALL)
+    for name, value in options.items():
+        words[f"--{name.replace('_', '-')}"] = value
+    command(monkeypatch, *[word for option in words.items() for word in option])
 
 
 def refusal(function, *args, **kwargs) -> str:
