@@ -211,14 +211,14 @@ def test_a_clock_that_was_set_loses_no_point_of_the_curves(hours, folder, whole_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("phase, step", [(0, 300), (1, 300)])
+@pytest.mark.parametrize("phase, step", [(0, 100), (1, 100)])
 def test_a_process_killed_at_any_time_ends_as_if_nothing_had_happened(
     phase, step, tmp_path, tiny_hdf5, start_cli, run_cli
 ):
     """By another process, which knows nothing of where the run is."""
     tiny_hdf5(tmp_path / "data.hdf5")
-    words = [*DATA, "--seed=5", "--num-seeds=2", "--eval-every=100", "--guide=q"]
-    words += ["--behavior-updates=1000", "--num-updates=1000"]
+    words = [*DATA, "--seed=5", "--num-seeds=2", "--eval-every=50", "--guide=q"]
+    words += ["--behavior-updates=300", "--num-updates=300"]
     assert run_cli(*words, "--run-dir=whole", folder=tmp_path).returncode == 0
     process = start_cli(*words, "--run-dir=killed", folder=tmp_path)
     wait_until(process, tmp_path / "killed", phase, step)
