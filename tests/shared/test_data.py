@@ -395,7 +395,7 @@ def write_dicts(spaces: dict) -> dict:
     write_minari(
         "walks-v0",
         episodes,
-        env_spec=recorded("DictPoint-v0"),
+        env=recorded("DictPoint-v0"),
         observation_space=Dict(spaces),
     )
     return rows
@@ -508,7 +508,7 @@ def test_recorded_bounds_that_contradict_the_environments_are_refused():
     write_minari(
         "percent-v0",
         episodes_of(walks(episodes=2)),
-        env_spec=recorded("Percent-v0"),
+        env=recorded("Percent-v0"),
     )
     assert "has other bounds" in refusal(load_minari, "percent-v0")
 

@@ -125,7 +125,7 @@ def recorded(env_id: str, **more) -> EnvSpec:
 def write_minari(
     name: str,
     episodes: list[dict],
-    env_spec: EnvSpec | None = None,
+    env: EnvSpec | None = None,
     observation_space=Point.observation_space,
     action_space=Point.action_space,
     **metadata,
@@ -145,8 +145,8 @@ def write_minari(
         )
     folder = minari.storage.get_dataset_path(name)
     path = folder / "data/metadata.json"
-    spec = (env_spec or recorded("Point-v0")).to_json()
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"env_spec": spec} | metadata))
+    metadata = {"env_spec": (env or recorded("Point-v0")).to_json()} | metadata
+    path.write_text(json.dumps(json.loads(path.read_text()) | metadata))
     return folder
 
 
