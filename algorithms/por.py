@@ -63,7 +63,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import h5py
-import huggingface_hub
+import huggingface_hub.constants
 import minari
 import mujoco
 import numpy as np
