@@ -1,0 +1,3 @@
+from benchmarks.studies.guide.study import main
+
+main()
