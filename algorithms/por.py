@@ -463,8 +463,8 @@ class Task:
     env_id: str
     env_kwargs: dict
     max_episode_steps: int
-    ref_min: float | None  # return with normalized score 0
-    ref_max: float | None  # return with normalized score 100
+    ref_min: float | None = None  # return with normalized score 0
+    ref_max: float | None = None  # return with normalized score 100
     obs_dim: int = 0
     act_dim: int = 0
     obs_keys: list[str] = field(default_factory=list)  # of a Dict, in the order of the vector
@@ -512,7 +512,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
     if name in D4RL_SHA256:
         prefix = next(prefix for prefix in D4RL_ENVS if name.startswith(prefix))
         env_id, ref_min, ref_max = D4RL_ENVS[prefix]
-        task = make_task(name, file or "D4RL file", env_id, ref_min=ref_min, ref_max=ref_max)
+        task = make_task(name, file or "D4RL file", env_id)
+        task.ref_min = ref_min
+        task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
     elif file is not None:
         task = make_task(name, file, name)
@@ -577,9 +579,9 @@ def download_d4rl(name: str) -> Path:
     return path
 
 
-def one_line(error: Exception) -> str:
-    """Return the kind and the beginning of an error as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+def one_line(value) -> str:
+    """Return the kind and the beginning of an error, or of another object, as one line."""
+    return f"{type(value).__name__}: {' '.join(str(value).split())}"[:300]
 
 
 def refuse_foreign_data(file: h5py.File) -> None:
@@ -671,10 +673,10 @@ def refuse_name(name: str) -> NoReturn:
 def read_minari(name: str) -> tuple[dict, Task]:
     """Read a Minari dataset into flat arrays as read_hdf5 does. It knows its episodes itself."""
     dataset = load_minari(name)
-    task = minari_task(name, dataset)
     parts = {key: [] for key in ("observations", "actions", "rewards", "terminals")}
     parts |= {"episode_end": [], "next_observations": []}
     try:
+        task = minari_task(name, dataset)
         for episode in dataset.iterate_episodes():
             rows = len(episode.rewards)
             obs = episode.observations
@@ -684,9 +686,7 @@ def read_minari(name: str) -> tuple[dict, Task]:
                 # FlattenObservation has the environment's order, too, not the dataset's.
                 obs = np.concatenate([obs[key] for key in task.obs_keys], axis=-1)
             if len(obs) != rows + 1:
-                raise ValueError(
-                    f"episode {episode.id} has {len(obs)} observations, {rows} rewards"
-                )
+                raise ValueError(f"an episode has {len(obs)} observations and {rows} rewards")
             parts["observations"].append(obs[:-1])
             parts["next_observations"].append(obs[1:])
             parts["actions"].append(episode.actions)
@@ -697,7 +697,7 @@ def read_minari(name: str) -> tuple[dict, Task]:
         if len(data["rewards"]) != dataset.total_steps:
             print(f"note: {name} says that it has {dataset.total_steps:,} rows")
         return data, task
-    except Exception as error:  # whatever Minari or HDF5 raise
+    except Exception as error:  # a damaged dataset can hold anything
         sys.exit(f"Minari's dataset {name} cannot be read: {one_line(error)}")
 
 
@@ -712,15 +712,9 @@ def minari_task(name: str, dataset: minari.MinariDataset) -> Task:
     if spec.additional_wrappers:
         wrappers = [wrapper.name for wrapper in spec.additional_wrappers]
         print(f"note: the data were recorded with the wrappers {wrappers}, which are not used here")
-    if not isinstance(spec.kwargs, dict):
-        sys.exit(f"{name}: the arguments of {spec.id} are {spec.kwargs!r}")
-    task = make_task(
-        name,
-        source=name.split("/")[0] if name.startswith(("rebuilt/", "local/")) else "Minari",
-        env_id=spec.id,
-        env_kwargs={key: spec.kwargs[key] for key in spec.kwargs if key != "render_mode"},
-        max_episode_steps=spec.max_episode_steps,
-    )
+    source = name.split("/")[0] if name.startswith(("rebuilt/", "local/")) else "Minari"
+    env_kwargs = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
+    task = make_task(name, source, spec.id, env_kwargs, spec.max_episode_steps)
     metadata = dataset.storage.metadata
     low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
     if is_number(low) and is_number(high) and low < high:
@@ -730,24 +724,17 @@ def minari_task(name: str, dataset: minari.MinariDataset) -> Task:
     if is_bounded(space) and task.action_low is not None and space.shape == (task.act_dim,):
         bounds = [space.low, space.high]
         if not np.allclose(bounds, [task.action_low, task.action_high]):
-            sys.exit(f"{name}: actions are recorded in {space}, but {task.env_id} has other bounds")
+            where = one_line(space)
+            sys.exit(f"{name}: actions are recorded in {where}; {task.env_id} has other bounds")
     return task
 
 
-def make_task(
-    name: str,
-    source: str,
-    env_id: str,
-    env_kwargs: dict | None = None,
-    max_episode_steps: int | None = None,
-    ref_min: float | None = None,
-    ref_max: float | None = None,
-) -> Task:
+def make_task(name, source, env_id, env_kwargs=None, max_episode_steps=None) -> Task:
     """Describe a dataset's environment. Refuse the kinds that the algorithm cannot take."""
     env_kwargs = env_kwargs or {}
     for key, value in env_kwargs.items():
         if not is_plain(value):
-            sys.exit(f"{name}: {key}={value!r} of {env_id} is not a number, a string or a list")
+            sys.exit(f"{name}: the argument {key} of {env_id} is no number, string or list of such")
     if not is_registered(env_id) and env_id != name:
         sys.exit(f"{name}: {env_id} is not registered; import its package at the top of this file")
     try:
@@ -756,15 +743,13 @@ def make_task(
         sys.exit(f"--env {name}: {env_id} cannot be made: {one_line(error)}")
     if not env.spec.max_episode_steps:
         sys.exit(f"{env_id} has no time limit; register it with max_episode_steps")
-    task = Task(name, source, env_id, env_kwargs, env.spec.max_episode_steps, ref_min, ref_max)
+    task = Task(name, source, env_id, env_kwargs, env.spec.max_episode_steps)
     obs_space, space = env.observation_space, env.action_space
     parts = list(obs_space.values()) if isinstance(obs_space, gym.spaces.Dict) else [obs_space]
     if not all(isinstance(part, gym.spaces.Box) and len(part.shape) == 1 for part in parts):
-        sys.exit(f"{env_id}: observations must be vectors or a Dict of them, not {obs_space}")
+        sys.exit(f"{env_id}: observations must be vectors or a Dict of them: {one_line(obs_space)}")
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
-        sys.exit(
-            f"{env_id}: this script needs actions that are vectors of real numbers, not {space}"
-        )
+        sys.exit(f"{env_id}: actions must be vectors of real numbers: {one_line(space)}")
     task.obs_dim = sum(part.shape[0] for part in parts)
     task.act_dim = space.shape[0]
     if isinstance(obs_space, gym.spaces.Dict):
@@ -1087,10 +1072,9 @@ def evaluate(agent: nn.Module, task: Task, episodes: int) -> np.ndarray:
 
 def check_finite(obs, returns, task: Task) -> None:
     """Blame the environment for what is no number."""
-    if not np.isfinite(obs).all():
-        sys.exit(f"{task.env_id} gave an observation that is NaN, infinite or too large")
-    if not np.isfinite(returns).all():
-        sys.exit(f"{task.env_id} gave a reward that is NaN, infinite or too large")
+    for what, values in (("observation", obs), ("reward", returns)):
+        if not np.isfinite(values).all():
+            sys.exit(f"{task.env_id} gave a NaN, infinite or too large {what}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1360,24 +1344,14 @@ def parse_args() -> Args:
     return tyro.cli(Args, default=apply_settings(args), description=description)
 
 
-COUNTS = (
-    "num_seeds",
-    "num_updates",
-    "decay_updates",
-    "batch_size",
-    "hidden",
-    "eval_every",
-    "eval_episodes",
-    "final_eval_episodes",
-)
-
-
 def new_args(args: Args) -> Args:
     """Complete the arguments of a new run."""
+    counts = ["num_seeds", "num_updates", "batch_size", "hidden", "eval_every"]
+    for name in [*counts, "eval_episodes", "final_eval_episodes"]:
+        if getattr(args, name) < 1:
+            sys.exit(f"--{name.replace('_', '-')} must be at least 1")
     for name, value in vars(args).items():
         option = f"--{name.replace('_', '-')}"
-        if name in COUNTS and value is not None and value < 1:
-            sys.exit(f"{option} must be at least 1")
         if isinstance(value, int | float) and not abs(value) < 2**53:  # NaN is not smaller, too
             sys.exit(f"{option} {value} is no number to calculate with")
         if isinstance(value, str) and not value.isprintable():
@@ -1388,10 +1362,8 @@ def new_args(args: Args) -> Args:
         name = f"{Path(__file__).stem}-{args.env.replace('/', '-')}-seed{args.seed}"
         args.run_dir = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(args.run_dir)
-    if (folder / "checkpoint.pt").exists():
-        sys.exit(f"{folder} holds a run; choose another --run-dir, or --resume {folder}")
     if folder.exists() and any(folder.iterdir()):
-        sys.exit(f"{folder} is not empty; choose another --run-dir")
+        sys.exit(f"{folder} is not empty; choose another --run-dir, or --resume {folder}")
     family = dataset_family(args.env)
     settings = asdict(apply_settings(args))
     filled = {key: settings[key] for key in settings if settings[key] != getattr(args, key)}

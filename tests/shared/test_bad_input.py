@@ -174,7 +174,7 @@ def test_the_environment_for_evaluations_comes_first():
 )
 def test_recorded_arguments_that_are_not_plain_are_refused(kwargs):
     write_minari("walks-v0", episodes_of(walks(episodes=2)), recorded("Point-v0", kwargs=kwargs))
-    assert "is not a number, a string or a list" in refusal(load_minari, "walks-v0")
+    assert "the argument a of Point-v0 is no number" in refusal(load_minari, "walks-v0")
 
 
 def test_a_missing_package_is_named():
@@ -226,7 +226,7 @@ def test_an_environment_without_a_time_limit_is_refused():
 def test_other_actions_than_vectors_of_real_numbers_are_refused(space):
     register("Other-v0", type("Other", (Point,), {"action_space": space}))
     line = refusal(load, walks(), env="Other-v0")
-    assert "needs actions that are vectors of real numbers" in line
+    assert "actions must be vectors of real numbers" in line
     assert str(space) in line
 
 
@@ -255,19 +255,19 @@ def test_data_of_another_environment_are_refused():
 # --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["observation", "reward"])
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("step", [0, 1, 20])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "what, step",
+    [("observation", 0), ("observation", 1), ("observation", 20), ("reward", 1), ("reward", 20)],
+)
 def test_the_environment_is_blamed_for_what_is_no_number(run, what, value, step):
     """At the start, on the way and in the last step; the last good save stays."""
-    if (what, step) == ("reward", 0):
-        pytest.skip("a start has no reward")
 
     class Bad(Point):
         def reset(self, **more):
             self.steps = 0
             obs, info = super().reset(**more)
-            return obs + np.float32(value if (what, step) == ("observation", 0) else 0), info
+            return (np.full(3, value) if step == 0 else obs), info
 
         def step(self, action):
             obs, reward, *rest = super().step(action)
@@ -281,8 +281,7 @@ def test_the_environment_is_blamed_for_what_is_no_number(run, what, value, step)
 
     register("Bad-v0", Bad)
     line = refusal(run, env="Bad-v0")
-    assert f"{what} that is NaN" in line
-    assert line.startswith("Bad-v0 gave a")
+    assert line == f"Bad-v0 gave a NaN, infinite or too large {what}"
     assert strict_json("run/result.json")["step"] == 0
 
 
@@ -294,7 +293,7 @@ def test_observations_beyond_float32_are_the_environments_fault():
             return np.full(3, 1e300), 0.0, False, False, {}
 
     register("Far-v0", Far)
-    assert "Far-v0 gave an observation" in refusal(evaluate, "Far-v0")
+    assert "Far-v0 gave a NaN, infinite or too large observation" in refusal(evaluate, "Far-v0")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +329,6 @@ def test_references_that_cannot_score_give_returns(run, references):
         ("num_updates", -1, "--num-updates"),
         ("num_updates", 10**300, "--num-updates"),
         ("final_eval_episodes", 0, "--final-eval-episodes"),
-        ("decay_updates", 0, "--decay-updates"),
         ("discount", "nan", "--discount"),
         ("value_lr", "inf", "--value-lr"),
         ("alpha", "1e300", "--alpha"),
@@ -376,7 +374,7 @@ def test_what_is_no_argument_is_refused_in_tyros_words(run, option, value):
 def test_a_new_run_needs_a_new_folder(run):
     run()
     before = Path("run/checkpoint.pt").read_bytes()
-    assert "holds a run" in refusal(run, seed=1)
+    assert "run is not empty; choose another --run-dir, or --resume run" in refusal(run, seed=1)
     assert Path("run/checkpoint.pt").read_bytes() == before
     Path("other").mkdir()
     run(run_dir="other")  # an empty one is as good
