@@ -257,9 +257,18 @@ EPISODES = np.repeat(np.arange(250), 20)
         20_000 + TIMES / DAY,
         500_000 + 0.01 * np.sin(TIMES),  # a place on a map
     ],
-    ids=["float", "int", "nanoseconds", "falling", "int32", "days",         "set_back",
+    ids=[
+        "float",
+        "int",
+        "nanoseconds",
+        "falling",
+        "int32",
+        "days",
+        "set_back",
         "shuffled",
-, "place"],
+        "in_days",
+        "place",
+    ],
 )
 def test_a_feature_whose_changes_float32_loses_is_refused(times):
     rows = walks()
