@@ -79,7 +79,7 @@ def forward(net, index: int, x: np.ndarray, masks=(1, 1)) -> np.ndarray:
     layers = [layer for layer in net if list(layer.parameters())]
     for i, layer in enumerate(layers):
         weight, bias = (p.detach().double().numpy() for p in (layer.weight, layer.bias))
-        x = x @ weight[index] + bias[index]
+        x = x @ weight[index] + bias[index]  # an index may be a list of copies
         if i < len(layers) - 1:
             x = np.maximum(x, 0) * masks[i]
     return x
