@@ -28,6 +28,8 @@ from PIL import Image
 from benchmarks.common import load_script, mean_and_spread, write_atomically
 
 COLORS = 64  # of a GIF; fewer make a smaller file
+TRACKING_CAMERA = 1  # mujoco.mjtCamera.mjCAMERA_TRACKING; mujoco must not be imported too early
+FIRST_BODY = 1  # of a MuJoCo model after the world: the torso of a robot that walks
 
 
 @dataclass
@@ -70,7 +72,7 @@ def check_task(module: ModuleType, stored: dict, env: str | None):
     env_id = stored["env_id"]
     if ":" in env_id and env != env_id:
         sys.exit(f"this run imports a module: if you trust it, add --env {env_id}")
-    keys = ("name", "source", "env_id", "env_kwargs", "max_episode_steps", "ref_min", "ref_max")
+    keys = ("name", "source", "env_id", "env_kwargs", "max_episode_steps")
     fresh = module.make_task(**{key: stored[key] for key in keys})
     for key in ("obs_dim", "act_dim", "obs_keys", "action_low", "action_high"):
         if getattr(fresh, key) != stored[key]:
@@ -126,6 +128,11 @@ class Film(gym.Wrapper):
             quality = env.unwrapped.model.vis.quality
             quality.shadowsize = 0
             quality.offsamples = 0
+            # Gymnasium's camera stays where it is, and the robot leaves the picture.
+            renderer = env.unwrapped.mujoco_renderer
+            follow = {"type": TRACKING_CAMERA, "trackbodyid": FIRST_BODY}
+            renderer.default_cam_config = follow | (renderer.default_cam_config or {})
+            renderer.camera_id = None
 
     def reset(self, **options):
         result = self.env.reset(**options)
@@ -213,8 +220,9 @@ def write_video(path: Path, films: list[Film], size: int) -> None:
         images.append(image.resize((width, size // 2 * 2), Image.Resampling.LANCZOS))
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".gif":
-        # One palette for all pictures, so that what does not move is not stored again.
-        palette = images[len(images) // 2].quantize(COLORS)
+        # One palette for all pictures, so that what does not move is not stored again. It keeps
+        # colours that only a small part of a picture has.
+        palette = images[len(images) // 2].quantize(COLORS, Image.Quantize.MAXCOVERAGE)
         images = [image.quantize(palette=palette, dither=Image.Dither.NONE) for image in images]
         duration = round(1000 / fps)
         images[0].save(path, save_all=True, append_images=images[1:], duration=duration, loop=0)
