@@ -397,7 +397,7 @@ def other(x):
     """Do what is allowed."""
     if x and (n := len(x)) > 1:
         yield n
-    print((x > 1) | (x < 0), (x or 0) + 1, [n for y in x if (n := y)], -x, 2 * 3, ["a"] * 3, x == True)
+    print((x > 1) | (x < 0), (x or 0) + 1, [n for y in x if (n := y)], -x, 2 * 3, ["a"] * 3)
     ...
 '''
 
