@@ -7,19 +7,22 @@ PY := .venv/bin/python
 # Progress shows line by line in a log file too.
 export PYTHONUNBUFFERED := 1
 
-.PHONY: help run test format sync diffstat benchmarks clean
+.PHONY: help run test data grid tables speed play format sync diffstat clean
 .NOTPARALLEL:
 
 help:
-	@echo "make run    set-up, small dataset, short POR training and its curve; again: goes on"
-	@echo "make test   set-up, then the tests; SLOW=1 adds those that compile or run whole commands"
-	@echo "make format  ruff's layout for all Python files, and what ruff can correct"
-	@echo "make benchmarks  README's tables and pictures from benchmarks/results/, and their checks"
-	@echo "make sync   carries what scripts share from por.py to the others (MODEL=algorithms/x.py)"
+	@echo "make run       set-up, a small dataset, a short training of POR, and its curve"
+	@echo "make test      set-up, then the tests; SLOW=1 adds those that compile or run whole commands"
+	@echo "make data      rebuild a dataset: make data NAME=hopper-medium"
+	@echo "make grid      train algorithms on datasets: make grid ALGORITHMS='bc iql' DATASETS='rebuilt/*'"
+	@echo "make tables    the tables and figures of benchmarks/scores and README.md, and their checks"
+	@echo "make speed     updates per second of every script on this machine"
+	@echo "make play      film a policy: make play RUN=runs/quickstart"
+	@echo "make format    ruff's layout for all Python files, and what ruff can correct"
+	@echo "make sync      carry what scripts share from por.py to the others (MODEL=algorithms/x.py)"
 	@echo "make diffstat  by how many lines the scripts differ"
-	@echo "make clean  removes caches and $(RUN_DIR), keeps .venv and the datasets"
-	@echo "make help   this text. The set-up makes .venv and installs requirements.txt into it"
-	@echo "Options: PYTHON=/path/to/python (3.11 or newer), RUN_UPDATES=$(RUN_UPDATES) for make run"
+	@echo "make clean     remove caches and $(RUN_DIR); .venv and the datasets stay"
+	@echo "The set-up makes .venv. Options: PYTHON=/path/to/python (3.11 or newer), RUN_UPDATES=$(RUN_UPDATES)"
 
 # The mark `installing` outlives a killed set-up: such a .venv may lack files that pip believes to
 # be there, so it is made anew. One without the mark is only brought up to date.
@@ -41,12 +44,15 @@ help:
 	$(PY) -m pip install -r requirements.txt
 	@touch .venv/installed && rm .venv/installing
 
+# A stopped training is resumed; a finished one is only drawn again.
 run: .venv/installed
-	$(PY) benchmarks/collect.py hopper-medium --steps 100000
-	$(PY) algorithms/por.py --env rebuilt/hopper/medium-100k-v0 --guide weighted --num-seeds 2 \
-	  --num-updates $(RUN_UPDATES) --eval-every $$(($(RUN_UPDATES) / 10)) --eval-episodes 10 \
-	  --final-eval-episodes 50 --checkpoint-every $$(($(RUN_UPDATES) / 10)) --run-dir $(RUN_DIR)
-	$(PY) benchmarks/plot.py $(RUN_DIR) --out $(RUN_DIR)/curve.png
+	$(PY) -m benchmarks.datasets.collect hopper-medium --steps 100000
+	@if [ -e $(RUN_DIR)/checkpoint.pt ]; then set -- --resume $(RUN_DIR); else \
+	  set -- --env rebuilt/hopper/medium-100k-v0 --guide weighted --num-seeds 2 \
+	    --num-updates $(RUN_UPDATES) --eval-every $$(($(RUN_UPDATES) / 10)) \
+	    --final-eval-episodes 50 --run-dir $(RUN_DIR); fi; \
+	echo "$(PY) algorithms/por.py $$*"; $(PY) algorithms/por.py "$$@"
+	$(PY) -m benchmarks.plot $(RUN_DIR) --out $(RUN_DIR)/curve.png
 	@echo "curve        $(RUN_DIR)/curve.png"
 	@echo "numbers      $(RUN_DIR)/result.json"
 	@echo "TensorBoard  $(PY) -m tensorboard.main --logdir $(RUN_DIR)/tensorboard"
@@ -70,9 +76,30 @@ sync: .venv/installed
 diffstat: .venv/installed
 	$(PY) -m tests.sync --diffstat
 
-benchmarks: .venv/installed
-	$(PY) benchmarks/tables.py
-	$(PY) benchmarks/check.py
+NAME ?= hopper-medium
+
+data: .venv/installed
+	$(PY) -m benchmarks.datasets.collect $(NAME)
+
+ALGORITHMS ?= bc iql por td3_bc
+DATASETS ?= rebuilt/*/medium-v0
+UPDATES ?= 100000
+
+grid: .venv/installed
+	$(PY) -m benchmarks.run --algorithms $(ALGORITHMS) --datasets '$(DATASETS)' \
+	  --num-seeds 3 --num-updates $(UPDATES)
+
+tables: .venv/installed
+	$(PY) -m benchmarks.scores.tables
+	$(PY) -m benchmarks.scores.check
+
+speed: .venv/installed
+	$(PY) -m benchmarks.speed.measure
+
+RUN ?= $(RUN_DIR)
+
+play: .venv/installed
+	$(PY) -m benchmarks.play $(RUN) --video $(RUN)/policy.gif
 
 clean:
 	rm -rf .pytest_cache $(RUN_DIR)
