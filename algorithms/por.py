@@ -531,11 +531,14 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
 
 
 def describe_episodes(data: dict, task: Task) -> None:
-    """Set what is known of the episodes. Say so if the environment's are shorter."""
+    """Set what is known of the episodes. Say so if they have strange lengths."""
     returns = episode_returns(data)
     task.episodes = len(returns)
     task.data_return = float(returns.mean())
-    longest = np.diff(np.flatnonzero(data["episode_end"]), prepend=-1).max()
+    lengths = np.diff(np.flatnonzero(data["episode_end"]), prepend=-1)
+    longest, single = lengths.max(), (lengths == 1).sum()
+    if 0 < single < len(lengths):
+        print(f"note: {single:,} episodes have a single row; is a terminal flag repeated?")
     if longest > task.max_episode_steps + 1:  # D4RL counts a last step of its own
         print(
             f"note: the data have episodes of {longest:,} steps, but {task.env_id}, in which the "
@@ -678,15 +681,15 @@ def read_minari(name: str) -> tuple[dict, Task]:
     try:
         task = minari_task(name, dataset)
         for episode in dataset.iterate_episodes():
-            rows = len(episode.rewards)
-            obs = episode.observations
+            obs, rows = episode.observations, len(episode.rewards)
             if isinstance(obs, dict):
                 if set(obs) != set(task.obs_keys):
                     raise ValueError(f"it has observations {sorted(obs)}, not {task.obs_keys}")
                 # FlattenObservation has the environment's order, too, not the dataset's.
                 obs = np.concatenate([obs[key] for key in task.obs_keys], axis=-1)
-            if len(obs) != rows + 1:
-                raise ValueError(f"an episode has {len(obs)} observations and {rows} rewards")
+            lengths = [len(obs) - 1, rows, len(episode.actions), len(episode.terminations)]
+            if len(set(lengths)) > 1:
+                raise ValueError(f"the columns of an episode have different lengths: {lengths}")
             parts["observations"].append(obs[:-1])
             parts["next_observations"].append(obs[1:])
             parts["actions"].append(episode.actions)
@@ -754,6 +757,7 @@ def make_task(name, source, env_id, env_kwargs=None, max_episode_steps=None) -> 
     task.act_dim = space.shape[0]
     if isinstance(obs_space, gym.spaces.Dict):
         task.obs_keys = list(obs_space)
+        print(f"note: an observation is the vector of {task.obs_keys}, in this order")
     if is_bounded(space):
         task.action_low = space.low.tolist()
         task.action_high = space.high.tolist()
@@ -846,7 +850,10 @@ def add_next_observations(data: dict, task: Task) -> None:
         data["episode_end"] = data["episode_end"] > 0
         data["next_valid"] = np.ones_like(data["episode_end"])
         return
-    data["episode_end"] = data["terminals"] + data.pop("timeouts", 0) > 0
+    timeouts = data.pop("timeouts", None)
+    data["episode_end"] = data["terminals"] > 0
+    if timeouts is not None:
+        data["episode_end"] |= timeouts > 0
     inside = ~data["episode_end"]
     inside[-1] = False
     next_rows = np.roll(data["observations"], -1, axis=0)
@@ -857,6 +864,8 @@ def add_next_observations(data: dict, task: Task) -> None:
         follows = (np.abs(stored - next_rows) <= tolerance).all(axis=1)
         if data["episode_end"][:-1].any() and follows[:-1].all():
             print("note: next_observations only repeat the following rows, so they are not used")
+            if timeouts is None:
+                sys.exit(f"{task.name}: without timeouts, nothing shows where episodes were cut")
             stored = None
     if stored is None:
         data["next_observations"] = next_rows

@@ -130,6 +130,19 @@ def test_next_states_that_are_the_rows_shifted_by_one_are_not_used(capsys):
     assert "only repeat the following rows" in capsys.readouterr().out
 
 
+def test_rows_of_which_nothing_shows_where_they_were_cut_are_refused():
+    rows = select(walks(), slice(None), "timeouts")
+    rows["next_observations"] = np.roll(rows["observations"], -1, axis=0)
+    assert "nothing shows where episodes were cut" in refusal(load, rows)
+
+
+def test_a_terminal_flag_that_is_repeated_is_told(capsys):
+    rows = walks(episodes=10)
+    rows["terminals"][15:20] = True
+    load(rows)
+    assert "note: 4 episodes have a single row" in capsys.readouterr().out
+
+
 def test_a_terminal_row_that_stores_the_next_episodes_start_has_no_next_state():
     """D4RL's old files do that at terminals only."""
     rows = walks(episodes=10, steps=4)
@@ -288,10 +301,11 @@ def test_a_feature_whose_changes_float32_loses_is_refused(times):
         TIMES * 1e6,
         np.full(5000, 1.7e9 + 0.1),
         0.4 + 1e-9 * np.sin(TIMES),  # at rest
+        np.where(TIMES % 1000 < 100, 0.7, 0.4) + 1e-9 * np.sin(TIMES),  # moved now and then
         1000 + np.random.default_rng(0).random(250)[EPISODES],  # differs by the episode
         1000 + np.sin(TIMES),
     ],
-    ids=["seconds", "microseconds", "constant", "noise", "mass", "offset"],
+    ids=["seconds", "microseconds", "constant", "noise", "moved", "mass", "offset"],
 )
 def test_a_feature_that_float32_can_hold_is_taken(values):
     rows = walks()
@@ -357,6 +371,20 @@ def test_terminals_that_are_repeated_after_the_goal_end_one_episode_each():
     assert prepared["rewards"].max() == 1  # the returns span 20, as many steps as an episode has
 
 
+@pytest.mark.parametrize("key", ["observations", "actions", "rewards", "terminations"])
+def test_episodes_whose_columns_have_different_lengths_are_refused(key):
+    """Also if one has a row too many and the next one a row too few."""
+    episodes = episodes_of(walks(episodes=3))
+    folder = write_minari("walks-v0", episodes)
+    column = np.concatenate([episode[key] for episode in episodes[:2]])
+    cut = len(episodes[0][key]) + 1
+    with h5py.File(folder / "data/main_data.hdf5", "a") as file:
+        for i, part in enumerate([column[:cut], column[cut:]]):
+            del file[f"episode_{i}/{key}"]
+            file[f"episode_{i}/{key}"] = part
+    assert "have different lengths" in refusal(load_minari, "walks-v0")
+
+
 def test_episodes_without_rows_are_none():
     rows = walks(episodes=10)
     episodes = episodes_of(rows)
@@ -419,12 +447,13 @@ PLACE, GOAL = Box(-9, 9, (2,)), Box(-9, 9, (1,))
 
 
 @pytest.mark.parametrize("spaces", [{"place": PLACE, "goal": GOAL}, {"goal": GOAL, "place": PLACE}])
-def test_dict_observations_have_the_environments_order(spaces):
+def test_dict_observations_have_the_environments_order(spaces, capsys):
     rows = write_dicts(spaces)
     data, task = load_minari("walks-v0")
     env = por.make_env(task)
     first, _ = env.reset(seed=0)
     place = env.unwrapped.position
+    assert f"the vector of {list(env.unwrapped.observation_space)}" in capsys.readouterr().out
     order = [int(np.flatnonzero(first == x)[0]) for x in place]  # where x, y and the goal stand
     np.testing.assert_array_equal(data["observations"][:, order], rows["observations"])
     np.testing.assert_array_equal(data["next_observations"][:, order], rows["next_observations"])
