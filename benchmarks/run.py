@@ -371,22 +371,27 @@ class RayCluster:
 
 def run_grid(cells: list[Cell], machine: ThisMachine | RayCluster) -> dict[str, tuple[bool, str]]:
     """Run all cells. Return how each ended: whether it finished, and its score or why not."""
-    names = {machine.submit(cell): cell.name for cell in cells}
-    started = time.monotonic()
-    outcomes = {}
-    waiting = set(names)
 
     def stop(*_):
         print("stopping; every cell keeps its last checkpoint")
         machine.stop()
 
+    # Before the first cell starts, because a grid in the background begins with SIGINT ignored,
+    # which its cells would inherit.
     signals = (signal.SIGINT, signal.SIGTERM)
     earlier = [signal.signal(number, stop) for number in signals]
+    started = time.monotonic()
+    names = {machine.submit(cell): cell.name for cell in cells}
+    waiting = set(names)
+    outcomes = {}
     while waiting:
         done, waiting = concurrent.futures.wait(waiting, return_when="FIRST_COMPLETED")
         for future in done:
             error = future.exception()
-            outcome = future.result() if error is None else (False, str(error).splitlines()[-1])
+            if error is None:
+                outcome = future.result()
+            else:
+                outcome = (False, f"{type(error).__name__}: {error}".splitlines()[-1])
             outcomes[names[future]] = outcome
             minutes = (time.monotonic() - started) / 60 / len(outcomes) * len(waiting)
             left = f", about {minutes:.0f} min left" if waiting else ""

@@ -249,10 +249,10 @@ class Row:
 
     @property
     def paper_stage(self) -> str:
-        """Return what a paper calls this part: offline, or before and after fine-tuning."""
-        if self.phase == "online":
-            return "after"
-        return "before" if self.args.get("online_steps") else "offline"
+        """Return what a paper calls this part: offline, before or after fine-tuning, online."""
+        if self.args.get("online_steps"):
+            return "after" if self.phase == "online" else "before"
+        return "online" if self.phase == "online" else "offline"
 
     @property
     def precision(self) -> str:

@@ -14,6 +14,7 @@ PUBLISHED = {  # the settings that a result holds, by script and guide
     "bc": {"policy": "deterministic", "top_fraction": 1.0, "hidden": 256},
     "iql": {"tau": 0.7, "beta": 3.0, "hidden": 256},
     "td3_bc": {"alpha": 2.5, "normalize": True, "hidden": 256},
+    "sac": {"hidden": 256},
     "weighted": {"guide": "weighted", "tau": 0.5, "alpha": 3.0, "layer_norm": True},
     "q": {"guide": "q", "tau": 0.7, "alpha": 50.0, "layer_norm": False},
 }
@@ -30,7 +31,7 @@ def make_result(
     **options,
 ) -> dict:
     """Return a result that agrees with itself; `scores`, `online`: of the last evaluations."""
-    name = re.split("[-/]", env.removeprefix("rebuilt/"))[0]
+    name = re.split("[-/]", env.removeprefix("rebuilt/").lower())[0]
     low, high = REFS[name] if scored else (None, None)
     source = "rebuilt" if env.startswith("rebuilt/") else "D4RL file"
     evaluations = []

@@ -126,8 +126,10 @@ def command(*words) -> list[str]:
 
 
 def start_grid(*words) -> subprocess.Popen:
+    """Start the command as a shell starts it in the background: Ctrl-C is ignored."""
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.run", *command(*words)],
+        ["bash", "-c", "trap '' INT; exec \"$@\"", "bash", sys.executable, "-m", "benchmarks.run"]
+        + command(*words),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -149,6 +149,16 @@ def test_online_parts_have_rows_of_their_own(folder):
     assert after.deviations == {"offline updates": 100_000}
 
 
+def test_a_training_without_data_is_compared_with_nothing(folder):
+    result = make_result("sac", "Hopper-v4", scored=False)
+    for evaluation in result["evaluations"]:
+        evaluation["phase"] = "online"
+    result["task"] |= {"transitions": 0, "source": "random actions"}
+    row = read_row(result, folder)
+    assert (row.label, row.group) == ("SAC", "No data: trained online from scratch")
+    assert (row.paper_stage, row.level, row.deviations) == ("online", None, {})
+
+
 @pytest.mark.parametrize(
     "script, env, changed, label, deviations",
     [
