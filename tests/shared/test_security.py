@@ -58,9 +58,6 @@ class Payload:
 
 def test_the_canary_sings():
     """The attacks below are real: what they name would make the file."""
-    gym.make(
-        EnvSpec("Point-v0", "subprocess:check_call", kwargs={"args": CANARY})
-    ) if False else None
     with pytest.raises(TypeError):  # it is no environment, but it ran
         gym.make(EnvSpec("Point-v0", "subprocess:check_call", kwargs={"args": CANARY}))
     assert Path("canary").exists()
