@@ -344,10 +344,9 @@ def readme_text(rows: list[Row]) -> str:
     )
     if any(row.first_casting for row in chosen):
         note += " †: run by an earlier form of the scripts."
-    figure = f"![Learning curves]({(SCORES / 'figures/readme.png').relative_to(ROOT)})"
     table = markdown_table(header, [*lines, levels])
     more = "All tables, with data, devices and commits: [benchmarks/scores](benchmarks/scores)."
-    return "\n\n".join([WRITTEN, table, f"{note} {more}", figure])
+    return "\n\n".join([WRITTEN, table, f"{note} {more}"])
 
 
 # --------------------------------------------------------------------------------------------------
