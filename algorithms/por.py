@@ -583,8 +583,9 @@ def download_d4rl(name: str) -> Path:
 
 
 def one_line(value) -> str:
-    """Return the kind and the beginning of an error, or of another object, as one line."""
-    return f"{type(value).__name__}: {' '.join(str(value).split())}"[:300]
+    """Return the beginning of an error, or of another object, as one line."""
+    text = f"{type(value).__name__}: {value}" if isinstance(value, Exception) else str(value)
+    return " ".join(text.split())[:300]
 
 
 def refuse_foreign_data(file: h5py.File) -> None:
@@ -750,9 +751,11 @@ def make_task(name, source, env_id, env_kwargs=None, max_episode_steps=None) -> 
     obs_space, space = env.observation_space, env.action_space
     parts = list(obs_space.values()) if isinstance(obs_space, gym.spaces.Dict) else [obs_space]
     if not all(isinstance(part, gym.spaces.Box) and len(part.shape) == 1 for part in parts):
-        sys.exit(f"{env_id}: observations must be vectors or a Dict of them: {one_line(obs_space)}")
+        sys.exit(
+            f"{env_id}: observations must be vectors or a Dict of them, not {one_line(obs_space)}"
+        )
     if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
-        sys.exit(f"{env_id}: actions must be vectors of real numbers: {one_line(space)}")
+        sys.exit(f"{env_id}: actions must be vectors of real numbers, not {one_line(space)}")
     task.obs_dim = sum(part.shape[0] for part in parts)
     task.act_dim = space.shape[0]
     if isinstance(obs_space, gym.spaces.Dict):

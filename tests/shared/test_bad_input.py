@@ -226,8 +226,7 @@ def test_an_environment_without_a_time_limit_is_refused():
 def test_other_actions_than_vectors_of_real_numbers_are_refused(space):
     register("Other-v0", type("Other", (Point,), {"action_space": space}))
     line = refusal(load, walks(), env="Other-v0")
-    assert "actions must be vectors of real numbers" in line
-    assert str(space) in line
+    assert f"actions must be vectors of real numbers, not {space}" in line
 
 
 @pytest.mark.parametrize(
@@ -301,7 +300,7 @@ def test_observations_beyond_float32_are_the_environments_fault():
 )
 def test_references_that_cannot_score_give_returns(run, references):
     low, high = references
-    write_minari("walks-v0", episodes_of(walks()), ref_min_score=low, ref_max_score=high)
+    write_minari("walks-v0", episodes_of(walks(episodes=10)), ref_min_score=low, ref_max_score=high)
     run(env="walks-v0", dataset_file="None")
     result = strict_json("run/result.json")
     assert result["task"]["ref_min"] is None
@@ -418,15 +417,56 @@ def test_two_processes_cannot_resume_one_folder(run, monkeypatch):
 
 def test_a_lock_ends_with_its_process(run):
     run()
-    code = "import por, time\nwith por.locked('run'): print('', flush=True), time.sleep(99)"
-    env = os.environ | {"PYTHONPATH": str(Path(por.__file__).parent)}
-    process = subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE)
+    lock = "fcntl.flock(os.open('run', os.O_RDONLY), fcntl.LOCK_EX)"
+    code = f"import fcntl, os, time; {lock}; print('', flush=True); time.sleep(99)"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"\n"
-    assert "another process" in refusal(lambda: por.locked("run").__enter__())
+    assert "another process" in refusal(por.locked("run").__enter__)
     process.kill()
     process.wait()
     with por.locked("run"):
         pass
+
+
+def without(key):
+    return lambda checkpoint: checkpoint.pop(key)
+
+
+OTHERS = {  # how the checkpoint of another version may differ
+    "no arguments": without("args"),
+    "no weights": without("agent"),
+    "no optimizers": without("optimizers"),
+    "no task": without("task"),
+    "no random state": without("rng_state"),
+    "another argument": lambda checkpoint: checkpoint["args"].update(precision="bf16"),
+    "another network": lambda checkpoint: checkpoint["args"].update(hidden=9),
+    "another phase": lambda checkpoint: checkpoint.update(phase=7),
+    "another optimizer": lambda checkpoint: checkpoint["optimizers"]["value"].pop(),
+    "another layout": lambda checkpoint: checkpoint.update(task="hopper"),
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_a_checkpoint_of_another_version_is_refused(run, monkeypatch, change):
+    run()
+    checkpoint = torch.load("run/checkpoint.pt", weights_only=True)
+    OTHERS[change](checkpoint)
+    torch.save(checkpoint, "run/checkpoint.pt")
+    before = Path("run/checkpoint.pt").read_bytes()
+    line = refusal(toys.command, monkeypatch, "--resume", "run")
+    assert "does not fit this version of the script" in line
+    assert Path("run/checkpoint.pt").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_script_or_of_other_data_is_refused(run, monkeypatch):
+    run()
+    write_hdf5("my.hdf5", walks(seed=1))
+    assert "holds other data now" in refusal(toys.command, monkeypatch, "--resume", "run")
+    checkpoint = torch.load("run/checkpoint.pt", weights_only=True)
+    torch.save(checkpoint | {"script": "iql"}, "run/checkpoint.pt")
+    assert "a checkpoint of iql.py" in refusal(toys.command, monkeypatch, "--resume", "run")
+    torch.save([1, 2], "run/checkpoint.pt")
+    assert "cannot be read" in refusal(toys.command, monkeypatch, "--resume", "run")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -542,11 +582,12 @@ def test_groups_that_are_nested_without_end_do_no_harm():
     path = write_hdf5("my.hdf5", walks())
     with h5py.File(path, "a") as file:
         group = file.id
-        for _ in range(15_000):
+        for _ in range(12_000):
             group = h5py.h5g.create(group, b"a")
     assert load_my_file()[1].transitions == 5000
 
 
+@pytest.mark.slow
 def test_mutated_files_are_understood_or_refused(tmp_path):
     """No mutation ends in a traceback or other weights; a crash in libhdf5 costs only that one."""
     env = os.environ | {"PYTHONPATH": str(Path(por.__file__).parents[1])}
