@@ -1,8 +1,8 @@
 """What is to be known on a machine with a GPU, in some 15 minutes: check, measure, train.
 
 - check: the same updates from the same weights and batches, without noise, give the same losses on
-  the CPU and on the GPU, and there executed eagerly, compiled and as a CUDA graph. A graph draws a
-  new batch each time it is replayed.
+  the CPU and on the GPU, and there eagerly and as a CUDA graph (of compiled updates). A graph draws
+  a new batch each time it is replayed.
 - speed: benchmarks.speed.measure, with evaluations.
 - train: builds a dataset and trains one algorithm on it until the time is over.
 
@@ -17,6 +17,7 @@ code is 1 if a check failed. No network is needed.
 """
 
 import contextlib
+import copy
 import io
 import json
 import signal
@@ -41,7 +42,7 @@ from benchmarks.speed.ours import Config, Updates, build
 TOLERANCE = 1e-3
 ENOUGH = 60  # seconds without which nothing begins
 # A script and its options: a variant of an update is checked, too.
-VARIANTS = {"por": ([], ["--guide", "q"])}
+VARIANTS = {"por": [[], ["--guide", "q"]]}
 
 
 @dataclass
@@ -62,13 +63,18 @@ class Args:
 class FixedBatches:
     """A buffer that repeats the same 16 batches on every device."""
 
-    def __init__(self, columns: dict, batch_shape: tuple, device: torch.device):
-        generator = torch.Generator().manual_seed(0)
-        size = len(columns["rewards"])
-        rows = torch.randint(size, (16, *batch_shape), generator=generator).to(device)
-        self.device = device
-        self.batches = {key: column[rows] for key, column in columns.items()}
-        self.turn = torch.zeros(1, dtype=torch.int64, device=device)
+    def __init__(self, buffer):
+        on_cpu = copy.copy(buffer)
+        on_cpu.device = torch.device("cpu")
+        on_cpu.columns = {key: column.cpu() for key, column in buffer.columns.items()}
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            batches = [on_cpu.sample() for _ in range(16)]
+        self.device = buffer.device
+        self.batches = {}
+        for key in batches[0]:
+            self.batches[key] = torch.stack([batch[key] for batch in batches]).to(self.device)
+        self.turn = torch.zeros(1, dtype=torch.int64, device=self.device)
 
     def sample(self) -> dict:
         batch = {k: x.index_select(0, self.turn).squeeze(0) for k, x in self.batches.items()}
@@ -91,7 +97,7 @@ def loss_curves(config: Config, count: int) -> dict[str, np.ndarray]:
     """Return the statistics (count, N) of the first updates of the training phase."""
     script, run = quiet_build(config)
     torch.set_float32_matmul_precision("highest")  # TF32 would differ from the CPU
-    run.buffer = FixedBatches(run.buffer.columns, run.buffer.batch_shape, run.device)
+    run.buffer = FixedBatches(run.buffer)
     curves = {}
     with mock.patch.object(torch, "randn_like", no_noise):
         updates = Updates(script, run, config.phase)
@@ -114,41 +120,42 @@ def draws_are_new(config: Config) -> bool:
     """Does every call of a step draw another batch?"""
     script, run = quiet_build(config)
 
-    def mean_reward(batch: dict) -> dict:
-        return {"mean": batch["rewards"].mean(1)}
+    def mean_observation(batch: dict) -> dict:
+        return {"mean": batch["observations"].mean((1, 2))}
 
-    step = script.make_step(mean_reward, run.buffer, config.execution)
+    step = script.make_step(mean_observation, run.buffer, config.execution)
     means = [step()["mean"].tolist() for _ in range(20)]
     return len(np.unique(means)) == np.size(means)
 
 
+def compare(args: Args, script: str, words: list[str], deadline: float) -> dict:
+    """Compare a script's losses on the device with those of eager updates on the CPU."""
+    common = {"script": script, "num_seeds": 2, "rows": args.rows, "words": words}
+    reference = loss_curves(Config(**common), args.check_updates)
+    found = {}
+    for execution in ("eager", "graph") if args.device != "cpu" else ("compile",):
+        name = " ".join([script, *words, args.device, execution])
+        if time.monotonic() > deadline - ENOUGH:
+            print(f"no time left for {name}")
+            continue
+        config = Config(**common, device=args.device, execution=execution)
+        differs = difference(loss_curves(config, args.check_updates), reference)
+        new = draws_are_new(config)
+        agrees = differs <= TOLERANCE and new
+        found[name] = {"difference": differs, "new draws": new, "agrees": agrees}
+        verdict = "agrees" if agrees else "DIFFERS"
+        note = "" if new else ", and draws repeat"
+        print(f"{verdict} {name}: {differs:.1e} from the CPU's eager losses{note}", flush=True)
+    return found
+
+
 def check(args: Args, deadline: float) -> bool:
     """Compare losses, and write check.json. Return whether all that was compared agrees."""
-    cuda = args.device.startswith("cuda")
-    executions = ("eager", "compile", "graph") if cuda else ("eager", "compile")
     found = {}
     for script in args.scripts:
-        for words in VARIANTS.get(script, ([],)):
-            common = {"script": script, "num_seeds": 2, "rows": args.rows, "words": words}
-            reference = None
-            for device, execution in [("cpu", "eager"), *((args.device, e) for e in executions)]:
-                name = " ".join([script, *words, device, execution])
-                if reference is not None and time.monotonic() > deadline - ENOUGH:
-                    print(f"no time left for {name}")
-                    continue
-                config = Config(**common, device=device, execution=execution)
-                curves = loss_curves(config, args.check_updates)
-                if reference is None:
-                    reference = curves
-                    continue
-                differs = difference(curves, reference)
-                new = draws_are_new(config)
-                agrees = bool(differs <= TOLERANCE) and new
-                found[name] = {"difference": differs, "new draws": new, "agrees": agrees}
-                note = "" if new else ", and draws repeat"
-                word = "agrees" if agrees else "DIFFERS"
-                print(f"{word} {name}: {differs:.1e} from the CPU's eager losses{note}", flush=True)
-    gpu = torch.cuda.get_device_name(args.device) if cuda else None
+        for words in VARIANTS.get(script, [[]]):
+            found |= compare(args, script, words, deadline)
+    gpu = torch.cuda.get_device_name(args.device) if args.device != "cpu" else None
     report = {"machine": machine(gpu), "commit": git_commit(), "updates": args.check_updates}
     report |= {"tolerance": TOLERANCE, "found": found}
     write_atomically(args.out / "check.json", json.dumps(report, indent=1) + "\n")
@@ -176,7 +183,7 @@ def call(command: list, log: Path, deadline: float) -> None:
 
 def measure(args: Args, deadline: float) -> None:
     """Time updates and evaluations."""
-    executions = ["eager", "graph"] if args.device.startswith("cuda") else ["eager"]
+    executions = ["eager", "graph"] if args.device != "cpu" else ["eager"]
     command = [sys.executable, "-m", "benchmarks.speed.measure", "--device", args.device]
     command += ["--script", *args.scripts, "--num-seeds", *args.num_seeds]
     command += ["--execution", *executions, "--rows", args.rows, "--seconds", args.seconds]
@@ -206,7 +213,7 @@ def pack(out: Path) -> Path:
 def main() -> None:
     own, words = split_words(sys.argv[1:])
     args = tyro.cli(Args, args=own, description=__doc__)
-    if args.device.startswith("cuda") and not torch.cuda.is_available():
+    if args.device != "cpu" and not torch.cuda.is_available():
         sys.exit(f"--device {args.device}: PyTorch sees no GPU here; --device cpu rehearses")
     # Processes that a shell starts in the background ignore Ctrl-C, and pass that on.
     signal.signal(signal.SIGINT, signal.default_int_handler)

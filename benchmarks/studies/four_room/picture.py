@@ -3,9 +3,10 @@
 import numpy as np
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from benchmarks.common import algorithm_color
-from benchmarks.studies.four_room.worlds import LANES
+from benchmarks.studies.four_room.worlds import LANES, cells_between
 
 COLORS = {"#": "#555555", "S": "#e1e1e1", "G": "#ffdc78", "k": "#d7b4ff", "w": "#8cc3eb"}
 WORDS = {"S": "start", "G": "goal", "k": "key", "w": "river"}
@@ -33,18 +34,17 @@ PANELS = {
 def draw_panels(part: str, found: dict) -> Figure:
     """Draw the panels of a part of the study."""
     panels = PANELS[part]
-    figure = Figure(figsize=(14, 6.6 if part == "stitching" else 9), layout="constrained")
+    figure = Figure(figsize=(14, 7.2 if part == "stitching" else 9.4), layout="constrained")
     grid = figure.subplots(2, len(panels) // 2)
     for axes, (name, variant) in zip(grid.flat, panels, strict=True):
         outcome = found[name][variant]
-        title = f"{name}: {variant}\nsuccess {outcome.numbers['success']['mean']:.2f}"
+        title = f"{name}\n{variant}\nsuccess {outcome.numbers['success']['mean']:.2f}"
         if outcome.numbers["steps_to_goal"]["mean"] is not None:
             title += f", {outcome.numbers['steps_to_goal']['mean']:.1f} steps"
-        axes.set_title(title, fontsize=14)
+        axes.set_title(title, fontsize=13)
         draw_map(axes, outcome.world)
         for lane in LANES.get(name, []):
-            x, y = np.array(lane).T + 1.5 - outcome.world.middle[:, None]
-            axes.plot(x, y, color="0.6", lw=24, alpha=0.3, solid_joinstyle="miter", zorder=2)
+            draw_lane(axes, outcome.world, lane)
         draw_paths(axes, outcome, variant)
     figure.suptitle(TITLES[part], fontsize=15)
     return figure
@@ -58,8 +58,15 @@ def draw_map(axes, world) -> None:
     for tile, word in WORDS.items():
         cells = np.argwhere(world.map == tile)[:, ::-1] - world.middle
         if len(cells) > 0:
-            axes.text(*cells.mean(0), word, ha="center", va="center", fontsize=13, zorder=6)
+            axes.text(*cells.mean(0), word, ha="center", va="center", fontsize=12, zorder=6)
     axes.set(xticks=[], yticks=[])
+
+
+def draw_lane(axes, world, lane: list) -> None:
+    """Draw the cells of a lane, which is two cells wide."""
+    for cell in cells_between(lane):
+        corner = cell + 0.5 - world.middle
+        axes.add_patch(Rectangle(corner, 2, 2, color="0.87", linewidth=0, zorder=2))
 
 
 def draw_paths(axes, outcome, variant: str) -> None:

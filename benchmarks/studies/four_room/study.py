@@ -294,7 +294,8 @@ def main() -> None:
         sys.exit("--num-seeds, --num-updates, --batch-size, --hidden and --episodes start at 1")
     torch.set_num_threads(1)  # networks as small as these gain nothing from more
     torch.set_flush_denormal(True)
-    result = {"args": asdict(args) | {"out": str(args.out)}, "settings": GUIDES}
+    result = {"args": asdict(args), "settings": GUIDES}
+    del result["args"]["out"]
     result["interval"] = "mean ± half_interval: 95 %, Student's t over agents"
     pictures = {}
     for name, study in (("stitching", study_stitching), ("tasks", study_tasks)):
