@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.common import ROOT
 from benchmarks.studies.four_room import study
 from benchmarks.studies.four_room.worlds import LANES, MAPS, STEP, World, walk_lanes, wander
+from benchmarks.studies.shared import shown
 
 pytestmark = pytest.mark.usefixtures("isolated")
 ROOMS = ("four-room", "four-room-river", "four-room-key")
@@ -347,3 +349,25 @@ def test_bad_input_is_one_line(monkeypatch):
     with pytest.raises(SystemExit, match="diverged"):
         study.evaluate(diverged, World("four-room"), args)
     assert not Path("x").exists()
+
+
+def test_the_page_has_the_stored_numbers():
+    folder = ROOT / "benchmarks/studies"
+    page = (folder / "README.md").read_text()
+    result = json.loads((folder / "four_room/results/result.json").read_text())
+    for world, variants in (result["stitching"] | result["tasks"]).items():
+        cells = []
+        names = ("action-stitching", "POR, weighted guide", "POR, q guide")
+        if world in result["tasks"]:
+            names = ("g and pi of A", "g anew, pi of A", "g and pi anew")
+        for numbers in (variants.get(name) for name in names):
+            if numbers is None:  # A has neither guide nor pi of itself
+                break
+            cell = shown(numbers["success"])
+            if world in result["stitching"] and numbers["steps_to_goal"]["mean"] is not None:
+                cell += f", {shown(numbers['steps_to_goal'], 1)}"
+            cells.append(cell)
+        else:
+            assert f"| {' | '.join(cells)} |" in page, world
+    as_it_was = result["tasks"]["four-room-key"]["g anew, pi of A as it was"]["success"]
+    assert f"success is {shown(as_it_was)}" in page

@@ -17,6 +17,7 @@ import torch
 from minari.data_collector import EpisodeBuffer
 from minari.namespace import create_namespace, list_local_namespaces
 
+from benchmarks.common import ROOT
 from benchmarks.datasets.storage import data_sha256
 from benchmarks.studies.guide import cut as cut_module
 from benchmarks.studies.guide import measures, study
@@ -441,3 +442,28 @@ def test_runs_that_do_not_belong_together_are_refused(quick, monkeypatch):
         command(monkeypatch, "terms", "--run", "cut", "--out", "x", "--", "--tau", "1")
     command(monkeypatch, "terms", "--run", "plain", "--out", "x", "--episodes", "1")
     assert not json.loads(Path("x/terms.json").read_text())["held_out"]
+
+
+def words(numbers: dict) -> str:
+    low, high = numbers["interval"]
+    return f"{numbers['mean']:.2f} ({low:.2f} to {high:.2f})"
+
+
+@pytest.mark.parametrize("name", ["maze", "hopper"])
+def test_the_page_has_the_stored_numbers(name):
+    """The stored results are of the first casting, which had another layout."""
+    folder = ROOT / "benchmarks/studies"
+    page = (folder / "README.md").read_text().replace("**", "")
+    found = json.loads((folder / f"guide/results/beyond_{name}.json").read_text())["measures"]
+    for region in ("inside", "outside"):
+        means = {measure: found[measure]["cut"][region] for measure in found}
+        cells = [words(means[measure]) for measure in ("distance_position", "cosine")]
+        near = f"{means['reachable']['mean']:.2f} ({means['reachable_recorded']['mean']:.2f})"
+        cells += [near, words(means["higher_own"])]
+        assert f"| {' | '.join(cells)} |" in page
+    terms = json.loads((folder / f"guide/results/terms_{name}.json").read_text())
+    for kind in ("seeds and checkpoints", "seeds within checkpoints"):
+        numbers = terms["correlation_with_loss"]["rollout_gap"][kind]
+        low, high = numbers["spearman_interval"]
+        text = f"{numbers['spearman']:.2f}, {low:.2f} to {high:.2f}"
+        assert text in " ".join(page.split())

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.common import ROOT
 from benchmarks.studies.mix import study
 from benchmarks.studies.shared import half_interval, por, shown, summary
 
@@ -212,3 +213,17 @@ def test_the_interval_is_students():
     }
     assert shown(summary([1.0, 2.0, 3.0]), 1) == "2.0 ± 2.5"
     assert shown(summary([4.0])) == "4.00" and shown(summary([None])) == "-"
+
+
+def test_the_page_has_the_stored_numbers():
+    """The stored result is of the first casting, which had another layout."""
+    folder = ROOT / "benchmarks/studies"
+    page = (folder / "README.md").read_text()
+    stored = json.loads((folder / "mix/results/result.json").read_text())["final"]
+    for name, (guide, execute) in PAIRS.items():
+        returns = stored["variants"][name]["returns"]
+        numbers = ", ".join(f"{x:.1f}" for x in returns)
+        row = f"| {guide} | {execute} | {numbers} | {shown(summary(returns), 1)} |"
+        assert row in page.replace("**", "")
+    for gain in stored["gains"].values():
+        assert f"{gain['mean']:.1f} ± {gain['half']:.1f}" in page
