@@ -39,8 +39,10 @@ one random stream, so seed 3 alone is another run than seed 3 of five.
     python algorithms/iql.py --resume runs/iql-...                     # continue a stopped run
 """
 
+import contextlib
 import copy
 import difflib
+import fcntl
 import fnmatch
 import hashlib
 import http.client
@@ -56,6 +58,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -66,6 +69,7 @@ from typing import Literal, NamedTuple, NoReturn
 
 import gymnasium as gym
 import h5py
+import huggingface_hub.constants
 import minari
 import mujoco
 import numpy as np
@@ -389,17 +393,6 @@ def train_online(run: "Run", phase: "Phase") -> None:
         env.close()
 
 
-def train(run: "Run") -> None:
-    """Train from where the run stands to its end."""
-    for phase in run.agent.phases[run.phase :]:
-        if phase.name == "online":
-            train_online(run, phase)
-        else:
-            train_phase(run, phase)
-        run.phase += 1
-        run.step = 0
-
-
 # --------------------------------------------------------------------------------------------------
 # From here on, the code is the same in every script
 # --------------------------------------------------------------------------------------------------
@@ -482,6 +475,215 @@ def update_target(target: nn.Module, source: nn.Module, rate: float) -> None:
 # Datasets
 # --------------------------------------------------------------------------------------------------
 
+
+@dataclass
+class Task:
+    """What is known of a dataset besides its rows."""
+
+    name: str
+    source: str  # D4RL file, Minari, rebuilt, local or the path of a file
+    env_id: str
+    env_kwargs: dict
+    max_episode_steps: int
+    ref_min: float | None = None  # return with normalized score 0
+    ref_max: float | None = None  # return with normalized score 100
+    obs_dim: int = 0
+    act_dim: int = 0
+    obs_keys: list[str] = field(default_factory=list)  # of a Dict, in the order of the vector
+    action_low: list[float] | None = None  # the environment's bounds of actions; None: there are
+    action_high: list[float] | None = None  # none. Agents see actions that are scaled to [-1, 1].
+    transitions: int = 0
+    ordered: bool = True  # do rows follow each other in time, so that there are episodes?
+    episodes: int = 0  # complete ones
+    data_return: float | None = None  # mean return of these
+    fingerprint: str = ""  # SHA-256 of the rows
+    reward_scale: float = 1.0  # prepare_data makes scale * reward + shift of a reward
+    reward_shift: float = 0.0
+    obs_mean: list[float] = field(default_factory=list)  # if the algorithm standardises
+    obs_std: list[float] = field(default_factory=list)
+
+
+def apply_settings(args: Args) -> Args:
+    """Replace every None for which the dataset has a published setting."""
+    family = dataset_family(args.env)
+    for pattern, settings in SETTINGS:
+        # A choice such as --guide q rules out the rows of the other guide.
+        choices = [name for name, value in settings.items() if isinstance(value, str)]
+        contradicts = any(getattr(args, name) not in (None, settings[name]) for name in choices)
+        if fnmatch.fnmatch(family, pattern) and not contradicts:
+            break
+    given = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
+    return replace(args, **settings | given)
+
+
+def dataset_family(name: str) -> str:
+    """'hopper-medium-v2', 'rebuilt/hopper/medium-100k-v0' -> 'hopper-medium'."""
+    name = "-".join(name.lower().split("/")[-2:])
+    return re.sub(r"(-\d+[km]?)?-v\d+$", "", name)
+
+
+def load_dataset(args: Args) -> tuple[dict, Task]:
+    """Load the dataset that --env or --dataset-file names, and describe its task.
+
+    The columns are float32: observations and next_observations (n, obs_dim), actions (n, act_dim),
+    scaled to [-1, 1], rewards, terminals, next_valid (n,): is the next observation known?, and
+    episode_end (n,), of type bool. Whatever cannot be trusted ends the program with one line.
+    """
+    name = args.env
+    file = args.dataset_file
+    if name in D4RL_SHA256:
+        prefix = next(prefix for prefix in D4RL_ENVS if name.startswith(prefix))
+        env_id, ref_min, ref_max = D4RL_ENVS[prefix]
+        task = make_task(name, file or "D4RL file", env_id)
+        task.ref_min = ref_min
+        task.ref_max = ref_max
+        data = read_hdf5(file or download_d4rl(name))
+    elif file is not None:
+        task = make_task(name, file, name)
+        data = read_hdf5(file)
+    else:
+        data, task = read_minari(name)
+    check_data(data, task)
+    add_next_observations(data, task)
+    scale_actions(data, task)
+    task.transitions = len(data["rewards"])
+    if task.ordered:
+        describe_episodes(data, task)
+    return data, task
+
+
+def add_next_observations(data: dict, task: Task) -> None:
+    """Add `episode_end`, `next_observations` and `next_valid`: 0 where s' is unknown.
+
+    Stored next observations are used. Otherwise the next state of a row is the following row's
+    observation, except at the end of an episode.
+    """
+    if "episode_end" in data:  # Minari knows all this
+        data["episode_end"] = data["episode_end"] > 0
+        data["next_valid"] = np.ones_like(data["episode_end"])
+        return
+    timeouts = data.pop("timeouts", None)
+    data["episode_end"] = data["terminals"] > 0
+    if timeouts is not None:
+        data["episode_end"] |= timeouts > 0
+    inside = ~data["episode_end"]
+    inside[-1] = False
+    next_rows = np.roll(data["observations"], -1, axis=0)
+    stored = data.get("next_observations")
+    if stored is not None:
+        # Storing may round, but by less than this.
+        tolerance = 1e-4 * data["observations"].std(axis=0) + 1e-6 * np.abs(next_rows)
+        follows = (np.abs(stored - next_rows) <= tolerance).all(axis=1)
+        if data["episode_end"][:-1].any() and follows[:-1].all():
+            print("note: next_observations only repeat the following rows, so they are not used")
+            if timeouts is None:
+                sys.exit(f"{task.name}: without timeouts, nothing shows where episodes were cut")
+            stored = None
+    if stored is None:
+        data["next_observations"] = next_rows
+        data["next_valid"] = inside
+    else:
+        # At an end, some files store the following row, too, which belongs to the next episode.
+        data["next_valid"] = inside | ~follows
+        end_episodes_at(inside & ~follows, data, task)
+    if not data["next_valid"].any() and not data["terminals"].any():
+        sys.exit(f"{task.name}: no row has a next state, so nothing can be learned")
+    if not data["episode_end"].any():
+        sys.exit(f"{task.name}: no episode ever ends; set timeouts to 1 where one was cut")
+
+
+def end_episodes_at(jumps, data: dict, task: Task) -> None:
+    """End an episode in the rows (n,) whose stored next state is not the following row. Say so.
+
+    An export of qlearning_dataset has such rows. But if their next states stand elsewhere in the
+    data, or if they are many, then the rows are not in the order of time.
+    """
+    if not jumps.any():
+        return
+    wanted = {state.tobytes() for state in data["next_observations"][jumps][:1000]}
+    found = wanted.intersection(state.tobytes() for state in data["observations"])
+    task.ordered = bool(jumps.mean() < 0.1 and len(found) < len(wanted) / 2)
+    data["episode_end"] |= jumps
+    meaning = "and each ends an episode"
+    if not task.ordered:
+        meaning = "and as rows are not in the order of time, there are no episodes"
+    print(
+        f"note: the next observation of {jumps.sum():,} of {len(jumps):,} rows is not the "
+        f"following row; the stored ones are used, {meaning}"
+    )
+
+
+def action_scale(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Return center and radius (act,) of the actions: environment = center + radius * agent."""
+    if task.action_low is None:
+        return np.zeros(task.act_dim), np.ones(task.act_dim)
+    low, high = np.array(task.action_low), np.array(task.action_high)
+    radius = (high - low) / 2
+    radius[radius == 0] = 1
+    return (high + low) / 2, radius
+
+
+def scale_actions(data: dict, task: Task) -> None:
+    """Scale the actions from the environment's bounds to [-1, 1]. make_env() scales them back."""
+    center, radius = action_scale(task)
+    data["actions"] = ((data["actions"] - center) / radius).astype(np.float32)
+    outside = (np.abs(data["actions"]) > 1 + 1e-5).any(axis=1).sum()
+    if outside > 0 and task.action_low is not None:
+        print(
+            f"note: {outside:,} of {len(data['actions']):,} rows have actions beyond the bounds "
+            f"{task.action_low} and {task.action_high}; they are learned from as they are"
+        )
+
+
+def describe_episodes(data: dict, task: Task) -> None:
+    """Set what is known of the episodes. Say so if they have strange lengths."""
+    returns = episode_returns(data)
+    task.episodes = len(returns)
+    task.data_return = float(returns.mean())
+    lengths = np.diff(np.flatnonzero(data["episode_end"]), prepend=-1)
+    longest, single = lengths.max(), (lengths == 1).sum()
+    if 0 < single < len(lengths):
+        print(f"note: {single:,} episodes have a single row; is a terminal flag repeated?")
+    if longest > task.max_episode_steps + 1:  # D4RL counts a last step of its own
+        print(
+            f"note: the data have episodes of {longest:,} steps, but {task.env_id}, in which the "
+            f"policy is evaluated, stops after {task.max_episode_steps:,}"
+        )
+
+
+def episode_returns(data: dict) -> np.ndarray:
+    """Return the undiscounted returns of the complete episodes, in the order of the data."""
+    ends = np.flatnonzero(data["episode_end"])
+    starts = [0, *(ends[:-1] + 1)]
+    return np.add.reduceat(data["rewards"][: ends[-1] + 1], starts, dtype=float)
+
+
+def normalized_score(task: Task, returns):
+    """Return D4RL's score, 0 for random and 100 for expert, or the return without references."""
+    if task.ref_min is None or task.ref_max is None:
+        return returns
+    return 100 * (returns - task.ref_min) / (task.ref_max - task.ref_min)
+
+
+class ReplayBuffer:
+    """The columns of the dataset on the device."""
+
+    def __init__(self, data: dict, args: Args, device):
+        self.columns = {key: torch.as_tensor(data[key], device=device).float() for key in data}
+        self.size = len(data["observations"])
+        self.batch_shape = (args.num_seeds, args.batch_size)
+        self.device = device
+
+    def sample(self) -> dict:
+        """Return random rows, others for every agent: tensors (N, B, ...)."""
+        rows = torch.randint(self.size, self.batch_shape, device=self.device)
+        return {key: column[rows] for key, column in self.columns.items()}
+
+
+# --------------------------------------------------------------------------------------------------
+# Files: D4RL's, in D4RL's layout, and Minari's
+# --------------------------------------------------------------------------------------------------
+
 D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
 D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
 # The first 24 hex digits of each file's SHA-256 (TensorFlow Datasets, d4rl builders)
@@ -523,87 +725,6 @@ D4RL_ENVS = {
 COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 
 
-@dataclass
-class Task:
-    """What is known of a dataset besides its rows."""
-
-    name: str
-    source: str  # D4RL file, Minari, rebuilt, local or the path of a file
-    env_id: str
-    env_kwargs: dict
-    max_episode_steps: int
-    ref_min: float | None  # return with normalized score 0
-    ref_max: float | None  # return with normalized score 100
-    obs_dim: int = 0
-    act_dim: int = 0
-    obs_keys: list[str] = field(default_factory=list)  # of a Dict, in the order of the vector
-    action_low: list[float] | None = None  # the environment's bounds of actions; None: there are
-    action_high: list[float] | None = None  # none. Agents see actions that are scaled to [-1, 1].
-    transitions: int = 0
-    episodes: int = 0  # complete ones
-    data_return: float = 0.0  # mean return of these
-    ordered: bool = True  # do rows follow each other in time, so that there are episodes?
-    fingerprint: str = ""  # SHA-256 of the rows
-    reward_scale: float = 1.0  # prepare_data makes scale * reward + shift of a reward
-    reward_shift: float = 0.0
-    obs_mean: list[float] = field(default_factory=list)  # if the algorithm standardises
-    obs_std: list[float] = field(default_factory=list)
-
-
-def apply_settings(args: Args) -> Args:
-    """Replace every None for which the dataset has a published setting."""
-    family = dataset_family(args.env)
-    for pattern, settings in SETTINGS:
-        # A choice such as --guide q rules out the rows of the other guide.
-        choices = [name for name, value in settings.items() if isinstance(value, str)]
-        contradicts = any(getattr(args, name) not in (None, settings[name]) for name in choices)
-        if fnmatch.fnmatch(family, pattern) and not contradicts:
-            break
-    given = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
-    return replace(args, **settings | given)
-
-
-def dataset_family(name: str) -> str:
-    """'hopper-medium-v2', 'rebuilt/hopper/medium-100k-v0' -> 'hopper-medium'."""
-    name = "-".join(name.lower().split("/")[-2:])
-    return re.sub(r"(-\d+[km]?)?-v\d+$", "", name)
-
-
-def load_dataset(args: Args) -> tuple[dict, Task]:
-    """Load the dataset that --env or --dataset-file names, and describe its task.
-
-    The columns are float32: observations and next_observations (n, obs_dim), actions (n, act_dim),
-    scaled to [-1, 1], rewards, terminals, next_valid (n,): is the next observation known?, and
-    episode_end (n,), of type bool. Whatever cannot be trusted ends the program with one line.
-    """
-    name = args.env
-    file = args.dataset_file
-    if name in D4RL_SHA256:
-        prefix = next(prefix for prefix in D4RL_ENVS if name.startswith(prefix))
-        env_id, ref_min, ref_max = D4RL_ENVS[prefix]
-        task = make_task(name, file or "D4RL file", env_id, ref_min=ref_min, ref_max=ref_max)
-        data = read_hdf5(file or download_d4rl(name))
-    elif file is not None:
-        task = make_task(name, file, name)
-        data = read_hdf5(file)
-    else:
-        data, task = read_minari(name)
-    check_data(data, task)
-    add_next_observations(data, task)
-    scale_actions(data, task)
-    returns = episode_returns(data)
-    task.transitions = len(data["rewards"])
-    task.episodes = len(returns)
-    task.data_return = float(returns.mean())
-    longest = np.diff(np.flatnonzero(data["episode_end"]), prepend=-1).max()
-    if longest > task.max_episode_steps + 1:  # D4RL counts a last step of its own
-        print(
-            f"note: the data have episodes of {longest:,} steps, but {task.env_id}, in which the "
-            f"policy is evaluated, stops after {task.max_episode_steps:,}"
-        )
-    return data, task
-
-
 def d4rl_file(name: str) -> str:
     """Return the path of a dataset's file on D4RL's server."""
     if not name.startswith("antmaze"):
@@ -640,26 +761,6 @@ def download_d4rl(name: str) -> Path:
     return path
 
 
-def one_line(error: Exception) -> str:
-    """Return the kind and the beginning of an error as one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-
-
-def refuse_foreign_data(file: h5py.File) -> None:
-    """Raise ValueError if an HDF5 file refers to other files, of which it could name any."""
-
-    def visit_link(name, link):
-        if isinstance(link, h5py.ExternalLink):
-            raise ValueError(f"{name} is a link to another file, which is not followed")
-
-    def visit_object(name, item):
-        if isinstance(item, h5py.Dataset) and (item.is_virtual or item.external):
-            raise ValueError(f"the data of {name} lie in other files, which are not read")
-
-    file.visititems_links(visit_link)
-    file.visititems(visit_object)
-
-
 def read_hdf5(path) -> dict:
     """Read the flat arrays of a file in D4RL's layout.
 
@@ -674,6 +775,9 @@ def read_hdf5(path) -> dict:
                 missing.append("timeouts")
             if missing:
                 sys.exit(f"{path} has no {', '.join(missing)}; it must have D4RL's layout")
+            for key, column in columns.items():
+                if not isinstance(column, h5py.Dataset) or not column.shape:
+                    raise ValueError(f"{key} is no array")
             # A damaged file may claim any number of rows, so they are compared before reading.
             rows = {key: column.shape[0] for key, column in columns.items()}
             if len(set(rows.values())) > 1:
@@ -685,30 +789,34 @@ def read_hdf5(path) -> dict:
 
 def load_minari(name: str) -> minari.MinariDataset:
     """Open a Minari dataset, which is downloaded if missing."""
-    if not re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name):
-        refuse_name(name)
-    path = get_dataset_path(name)
-    if not path.exists() and ("/" not in name or name.startswith(("rebuilt/", "local/"))):
+    path = get_dataset_path(name) / "data"
+    local = "/" not in name or name.startswith(("rebuilt/", "local/"))
+    if not re.fullmatch(r"([\w-]+/)*[\w-]+-v\d+", name) or (local and not path.exists()):
         refuse_name(name)
     try:
+        if not path.exists():
+            # Without a network, Minari would try again and again for half a minute.
+            server = huggingface_hub.constants.ENDPOINT
+            huggingface_hub.get_session().head(server, timeout=3)
         dataset = minari.load_dataset(name, download=True)
-        main_file = path / "data" / "main_data.hdf5"
-        if main_file.exists():
-            with h5py.File(main_file, "r") as file:
+        if (path / "main_data.hdf5").exists():
+            with h5py.File(path / "main_data.hdf5", "r") as file:
                 refuse_foreign_data(file)
         return dataset
     except Exception as error:  # whatever Minari, HDF5 or the network raise
-        where = f"in {path}" if path.exists() else "neither on this machine nor on the server"
+        where = f"in {path.parent}" if path.exists() else "which is not on this machine"
         sys.exit(f"Minari's dataset {name}, {where}, cannot be loaded: {one_line(error)}")
 
 
 def refuse_name(name: str) -> NoReturn:
     """End the program, and say what --env may have meant."""
-    if name in gym.registry:
+    if ":" in name or is_registered(name):
         sys.exit(f"--env {name} is an environment; name a dataset, or add its --dataset-file")
-    near = difflib.get_close_matches(name, [*D4RL_SHA256, *minari.list_local_datasets()])
-    if match := re.fullmatch(r"(pen|door|hammer|relocate|kitchen)-(\w+)-v\d", name):
-        near = [f"D4RL/{match[1]}/{match[2]}-v2"]  # Minari's id of such data
+    folder = get_dataset_path()
+    local = [path.parents[1].relative_to(folder) for path in folder.rglob("data/metadata.json")]
+    near = difflib.get_close_matches(name, [*D4RL_SHA256, *map(str, local)])
+    if match := re.fullmatch(r"(pen|door|hammer|relocate|kitchen|maze2d)-([\w-]+)-v\d", name):
+        near = [f"D4RL/{match[1]}/{match[2]}-v2".replace("maze2d", "pointmaze")]  # Minari's id
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     sys.exit(f"--env {name}: neither D4RL nor Minari has a dataset of this name{hint}")
 
@@ -716,66 +824,69 @@ def refuse_name(name: str) -> NoReturn:
 def read_minari(name: str) -> tuple[dict, Task]:
     """Read a Minari dataset into flat arrays as read_hdf5 does. It knows its episodes itself."""
     dataset = load_minari(name)
-    metadata = dataset.storage.metadata
-    spec = dataset._eval_env_spec or dataset.env_spec
-    if spec is None:
-        sys.exit(f"{name} does not say in which environment a policy is to be evaluated")
-    # Of the recorded environment, only its name, its time limit and plain arguments are used.
-    task = make_task(
-        name,
-        source=name.split("/")[0] if name.startswith(("rebuilt/", "local/")) else "Minari",
-        env_id=spec.id,
-        env_kwargs=spec.kwargs,
-        max_episode_steps=spec.max_episode_steps,
-        ref_min=metadata.get("ref_min_score"),
-        ref_max=metadata.get("ref_max_score"),
-    )
-    space = dataset.action_space
-    if task.action_low is not None and isinstance(space, gym.spaces.Box):
-        bounds = np.array([space.low, space.high])
-        if not np.allclose(bounds, [task.action_low, task.action_high]):
-            sys.exit(f"{name}: actions are recorded in {space}, but {task.env_id} has other bounds")
     parts = {key: [] for key in ("observations", "actions", "rewards", "terminals")}
     parts |= {"episode_end": [], "next_observations": []}
     try:
+        task = minari_task(name, dataset)
         for episode in dataset.iterate_episodes():
-            rows = len(episode.rewards)
-            obs = episode.observations
+            obs, rows = episode.observations, len(episode.rewards)
             if isinstance(obs, dict):
+                if set(obs) != set(task.obs_keys):
+                    raise ValueError(f"it has observations {sorted(obs)}, not {task.obs_keys}")
                 # FlattenObservation has the environment's order, too, not the dataset's.
                 obs = np.concatenate([obs[key] for key in task.obs_keys], axis=-1)
-            if len(obs) != rows + 1:
-                raise ValueError(
-                    f"episode {episode.id} has {len(obs)} observations, {rows} rewards"
-                )
+            lengths = [len(obs) - 1, rows, len(episode.actions), len(episode.terminations)]
+            if len(set(lengths)) > 1:
+                raise ValueError(f"the columns of an episode have different lengths: {lengths}")
             parts["observations"].append(obs[:-1])
             parts["next_observations"].append(obs[1:])
             parts["actions"].append(episode.actions)
             parts["rewards"].append(episode.rewards)
             parts["terminals"].append(episode.terminations)
             parts["episode_end"].append(np.arange(rows) == rows - 1)
-        return {key: np.concatenate(part) for key, part in parts.items()}, task
-    except Exception as error:
+        data = {key: np.concatenate(part) for key, part in parts.items()}
+        if len(data["rewards"]) != dataset.total_steps:
+            print(f"note: {name} says that it has {dataset.total_steps:,} rows")
+        return data, task
+    except Exception as error:  # a damaged dataset can hold anything
         sys.exit(f"Minari's dataset {name} cannot be read: {one_line(error)}")
 
 
-def make_task(
-    name: str,
-    source: str,
-    env_id: str,
-    env_kwargs: dict | None = None,
-    max_episode_steps: int | None = None,
-    ref_min: float | None = None,
-    ref_max: float | None = None,
-) -> Task:
+def minari_task(name: str, dataset: minari.MinariDataset) -> Task:
+    """Describe the environment that a Minari dataset names.
+
+    Of what was recorded, only the environment's name, its time limit and plain arguments are used.
+    """
+    spec = dataset._eval_env_spec or dataset.env_spec
+    if spec is None:
+        sys.exit(f"{name} does not say in which environment a policy is to be evaluated")
+    if spec.additional_wrappers:
+        wrappers = [wrapper.name for wrapper in spec.additional_wrappers]
+        print(f"note: the data were recorded with the wrappers {wrappers}, which are not used here")
+    source = name.split("/")[0] if name.startswith(("rebuilt/", "local/")) else "Minari"
+    env_kwargs = {key: value for key, value in spec.kwargs.items() if key != "render_mode"}
+    task = make_task(name, source, spec.id, env_kwargs, spec.max_episode_steps)
+    metadata = dataset.storage.metadata
+    low, high = metadata.get("ref_min_score"), metadata.get("ref_max_score")
+    if is_number(low) and is_number(high) and low < high:
+        task.ref_min = low
+        task.ref_max = high
+    space = dataset.action_space
+    if is_bounded(space) and task.action_low is not None and space.shape == (task.act_dim,):
+        bounds = [space.low, space.high]
+        if not np.allclose(bounds, [task.action_low, task.action_high]):
+            where = one_line(space)
+            sys.exit(f"{name}: actions are recorded in {where}; {task.env_id} has other bounds")
+    return task
+
+
+def make_task(name, source, env_id, env_kwargs=None, max_episode_steps=None) -> Task:
     """Describe a dataset's environment. Refuse the kinds that the algorithm cannot take."""
     env_kwargs = env_kwargs or {}
-    if not all(is_plain(value) for value in env_kwargs.values()):
-        sys.exit(f"{name}: the arguments of {env_id} are not all numbers, strings and lists")
-    if env_id not in gym.registry:
-        # It is imported only here, because it prints a notice. An id may name its module itself.
-        importlib.import_module("gymnasium_robotics")
-    if env_id not in gym.registry and env_id != name:
+    for key, value in env_kwargs.items():
+        if not is_plain(value):
+            sys.exit(f"{name}: the argument {key} of {env_id} is no number, string or list of such")
+    if not is_registered(env_id) and env_id != name:
         sys.exit(f"{name}: {env_id} is not registered; import its package at the top of this file")
     try:
         env = gym.make(env_id, max_episode_steps, disable_env_checker=True, **env_kwargs)
@@ -783,163 +894,137 @@ def make_task(
         sys.exit(f"--env {name}: {env_id} cannot be made: {one_line(error)}")
     if not env.spec.max_episode_steps:
         sys.exit(f"{env_id} has no time limit; register it with max_episode_steps")
-    task = Task(name, source, env_id, env_kwargs, env.spec.max_episode_steps, ref_min, ref_max)
+    task = Task(name, source, env_id, env_kwargs, env.spec.max_episode_steps)
     obs_space, space = env.observation_space, env.action_space
     parts = list(obs_space.values()) if isinstance(obs_space, gym.spaces.Dict) else [obs_space]
     if not all(isinstance(part, gym.spaces.Box) and len(part.shape) == 1 for part in parts):
-        sys.exit(f"{env_id}: observations must be vectors or a Dict of them, not {obs_space}")
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
         sys.exit(
-            f"{env_id}: this script needs actions that are vectors of real numbers, not {space}"
+            f"{env_id}: observations must be vectors or a Dict of them, not {one_line(obs_space)}"
         )
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
+        sys.exit(f"{env_id}: actions must be vectors of real numbers, not {one_line(space)}")
     task.obs_dim = sum(part.shape[0] for part in parts)
     task.act_dim = space.shape[0]
     if isinstance(obs_space, gym.spaces.Dict):
         task.obs_keys = list(obs_space)
-    if np.isfinite(space.high - space.low).all():
+        print(f"note: an observation is the vector of {task.obs_keys}, in this order")
+    if is_bounded(space):
         task.action_low = space.low.tolist()
         task.action_high = space.high.tolist()
     env.close()
     return task
 
 
-def is_plain(value) -> bool:
-    """Is this a number, a string or a list of such?"""
-    if isinstance(value, list | tuple):
-        return all(is_plain(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+# --------------------------------------------------------------------------------------------------
+# Checks of what goes in
+# --------------------------------------------------------------------------------------------------
 
 
 def check_data(data: dict, task: Task) -> None:
     """Convert all columns to float32. Refuse what is no number or does not fit the environment."""
     rows = len(data["rewards"])
+    if rows == 0:
+        sys.exit(f"{task.name} holds no rows")
     shapes = dict.fromkeys(data, (rows,))
     shapes["observations"] = shapes["next_observations"] = (rows, task.obs_dim)
     shapes["actions"] = (rows, task.act_dim)
     digest = hashlib.sha256()
     for key, column in data.items():
         where = f"{task.name}: {key}"
-        if column.shape != shapes[key] or rows == 0:
+        if column.shape == (*shapes[key], 1):  # rewards of shape (n, 1), for example
+            column = column[..., 0]
+        if column.shape != shapes[key]:
             sys.exit(f"{where} has shape {column.shape}; {task.env_id} needs {shapes[key]}")
         if column.dtype.kind not in "biuf":
             sys.exit(f"{where} holds {column.dtype}, not numbers")
-        data[key] = column.astype(np.float32)
+        with np.errstate(over="ignore"):
+            data[key] = column.astype(np.float32)
         if not np.isfinite(data[key]).all():
             row = np.argwhere(~np.isfinite(data[key]))[0, 0]
             sys.exit(f"{where} holds NaN, infinity or what float32 cannot hold, first in row {row}")
-        if key in ("terminals", "timeouts") and not np.isin(column, (0, 1)).all():
-            sys.exit(f"{where} must hold 0 and 1 only, but holds {np.unique(column)[:5]}")
-        if column.itemsize > 4:
-            check_resolution(column, data[key], where)
+        if key in ("terminals", "timeouts") and not ((column == 0) | (column == 1)).all():
+            values = np.unique(column)[:5].tolist()
+            sys.exit(f"{where} must hold 0 and 1 only, but holds {values}")
+        if not np.can_cast(column.dtype, np.float32):
+            check_resolution(column.reshape(rows, -1), where)
         digest.update(data[key].data)
     task.fingerprint = digest.hexdigest()
 
 
-def check_resolution(column, rounded, where: str) -> None:
-    """Refuse numbers whose differences vanish in float32, as those of times since 1970 do."""
-    spread = np.ptp(column, axis=0)
-    error = np.abs(rounded - column).max(axis=0)
-    # Below 1e-10 of the numbers themselves, a spread is the rounding of a constant.
-    varies = spread > 1e-10 * np.abs(column).max(axis=0)
-    if np.any(varies & (error > 1e-3 * spread)):
-        sys.exit(
-            f"{where} loses its differences in float32; subtract its mean, in the data and "
-            "in the environment"
-        )
+def check_resolution(column, where: str) -> None:
+    """Refuse numbers whose changes vanish in float32, as those of times since 1970 do: (n, dim)."""
+    low, high = column.min(axis=0), column.max(axis=0)
+    spread = (high - low).astype(float)
+    largest = np.maximum(np.abs(low.astype(float)), np.abs(high.astype(float)))
+    # Smaller spreads are the noise of something at rest.
+    for i in np.flatnonzero((largest > 20 * spread) & (spread > 1e-6)):
+        exact = (column[:, i] - low[i]).astype(float)
+        rounded = column[:, i].astype(np.float32).astype(float) - float(low[i])
+        error = np.abs(rounded - exact).max()
+        steps = np.abs(np.diff(exact))
+        if error > 1e-3 * spread[i] or error > np.median(steps[steps > 0]):
+            sys.exit(
+                f"{where} loses its changes in float32; subtract the mean of column {i}, in the "
+                "data and in the environment"
+            )
 
 
-def add_next_observations(data: dict, task: Task) -> None:
-    """Add `episode_end`, `next_observations` and `next_valid`: 0 where s' is unknown.
-
-    Stored next observations are used. Otherwise the next state of a row is the following row's
-    observation, except at the end of an episode.
-    """
-    if "episode_end" not in data:
-        data["episode_end"] = data["terminals"] + data.pop("timeouts", 0)
-    data["episode_end"] = data["episode_end"] > 0
-    inside = ~data["episode_end"]
-    inside[-1] = False
-    next_rows = np.roll(data["observations"], -1, axis=0)
-    stored = data.get("next_observations")
-    if stored is not None:
-        # Storing may round, but by less than this.
-        tolerance = 1e-4 * data["observations"].std(axis=0) + 1e-6 * np.abs(next_rows)
-        follows = (np.abs(stored - next_rows) <= tolerance).all(axis=1)
-        jumps = inside & ~follows
-        inner_ends = np.flatnonzero(data["episode_end"][:-1])
-        if len(inner_ends) > 0 and follows[:-1].all():
-            print("note: next_observations only repeat the following rows, so they are not used")
-            stored = None
-    if stored is None:
-        data["next_observations"] = next_rows
-        data["next_valid"] = inside
-    else:
-        # At an end, some files store the following row, too, which belongs to the next episode.
-        data["next_valid"] = inside | ~follows
-        data["episode_end"] |= jumps
-        report_jumps(jumps, task)
-    if not data["next_valid"].any() and not data["terminals"].any():
-        sys.exit(f"{task.name}: no row has a next state, so nothing can be learned")
-    if not data["episode_end"].any():
-        sys.exit(f"{task.name}: no episode ever ends; set timeouts to 1 where one was cut")
+def refuse_foreign_data(file: h5py.File) -> None:
+    """Raise ValueError if an HDF5 file refers to other files, of which it could name any."""
+    # h5py's visititems() takes three times as long, and deep groups overflow its stack.
+    pending = [file.id]
+    visited = set()  # links can form circles
+    while pending:
+        group = pending.pop()
+        visited.add(group)
+        for name in group:
+            link_type = group.links.get_info(name).type
+            if link_type == h5py.h5l.TYPE_SOFT:
+                continue
+            if link_type != h5py.h5l.TYPE_HARD:
+                raise ValueError(
+                    f"{name.decode()} is a link to another file, which is not followed"
+                )
+            item = h5py.h5o.open(group, name)
+            if isinstance(item, h5py.h5g.GroupID) and item not in visited:
+                pending.append(item)
+            if isinstance(item, h5py.h5d.DatasetID):
+                storage = item.get_create_plist()
+                virtual = storage.get_layout() == h5py.h5d.VIRTUAL
+                if virtual or storage.get_external_count() > 0:
+                    raise ValueError(f"{name.decode()} lies in other files, which are not read")
 
 
-def report_jumps(jumps, task: Task) -> None:
-    """Say in how many rows (n,) the stored next state is not the following row."""
-    if not jumps.any():
-        return
-    # An export of qlearning_dataset jumps once an episode, which lasts 100 steps or more.
-    task.ordered = bool(jumps.mean() < 0.02)
-    meaning = "and each ends an episode"
-    if not task.ordered:
-        meaning = "and as rows are not in the order of time, there are no episodes"
-    print(
-        f"note: the next observation of {jumps.sum():,} of {len(jumps):,} rows is not the "
-        f"following row; the stored ones are used, {meaning}"
-    )
+def is_registered(env_id: str) -> bool:
+    """Is this an environment of Gymnasium, Gymnasium-Robotics or this file?"""
+    if env_id not in gym.registry:
+        # It is imported only where it may be needed, because it prints a notice.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("gymnasium_robotics")
+    return env_id in gym.registry
 
 
-def scale_actions(data: dict, task: Task) -> None:
-    """Scale the actions from the environment's bounds to [-1, 1]. make_env() scales them back."""
-    if task.action_low is None:
-        return
-    low, high = np.float32(task.action_low), np.float32(task.action_high)
-    data["actions"] = (data["actions"] - (high + low) / 2) / ((high - low) / 2)
-    outside = (np.abs(data["actions"]) > 1 + 1e-5).any(axis=1).sum()
-    if outside > 0:
-        print(
-            f"note: {outside:,} of {len(data['actions']):,} rows have actions beyond the bounds "
-            f"{task.action_low} and {task.action_high}; they are learned from as they are"
-        )
+def is_bounded(space: gym.Space) -> bool:
+    """Has this space finite bounds? The largest float stands for infinity, too."""
+    return isinstance(space, gym.spaces.Box) and np.abs([space.low, space.high]).max() < 1e30
 
 
-def episode_returns(data: dict) -> np.ndarray:
-    """Return the undiscounted returns of the complete episodes, in the order of the data."""
-    ends = np.flatnonzero(data["episode_end"])
-    starts = [0, *(ends[:-1] + 1)]
-    return np.add.reduceat(data["rewards"][: ends[-1] + 1], starts, dtype=float)
+def is_number(value) -> bool:
+    """Is this a finite number?"""
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
-def normalized_score(task: Task, returns):
-    """Return D4RL's score, 0 for random and 100 for expert, or the return without references."""
-    if task.ref_min is None or task.ref_max is None:
-        return returns
-    return 100 * (returns - task.ref_min) / (task.ref_max - task.ref_min)
+def is_plain(value) -> bool:
+    """Is this a number, a string or a list of such?"""
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, str) or is_number(value)
 
 
-class ReplayBuffer:
-    """The columns of the dataset on the device."""
-
-    def __init__(self, data: dict, args: Args, device):
-        self.columns = {key: torch.as_tensor(data[key], device=device).float() for key in data}
-        self.size = len(data["observations"])
-        self.batch_shape = (args.num_seeds, args.batch_size)
-        self.device = device
-
-    def sample(self) -> dict:
-        """Return random rows, others for every agent: tensors (N, B, ...)."""
-        rows = torch.randint(self.size, self.batch_shape, device=self.device)
-        return {key: column[rows] for key, column in self.columns.items()}
+def one_line(value) -> str:
+    """Return the beginning of an error, or of another object, as one line."""
+    text = f"{type(value).__name__}: {value}" if isinstance(value, Exception) else str(value)
+    return " ".join(text.split())[:300]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1030,17 +1115,15 @@ def make_env(task: Task) -> gym.Env:
     """Make the task's environment. It gives flat observations and takes actions in [-1, 1]."""
     env = gym.make(task.env_id, task.max_episode_steps, disable_env_checker=True, **task.env_kwargs)
     env = gym.wrappers.FlattenObservation(env)
-    if task.action_low is None:
-        return env
     space = env.action_space
-    center, radius = (space.high + space.low) / 2, (space.high - space.low) / 2
+    center, radius = action_scale(task)
 
     def unscale(action):
         # Rounding must not leave the bounds, because some environments check them.
         return np.clip(center + radius * action, space.low, space.high).astype(space.dtype)
 
-    box = gym.spaces.Box(-1, 1, space.shape, np.float32)
-    return gym.wrappers.TransformAction(env, unscale, box)
+    agent_space = gym.spaces.Box((space.low - center) / radius, (space.high - center) / radius)
+    return gym.wrappers.TransformAction(env, unscale, agent_space)
 
 
 @torch.no_grad()
@@ -1049,15 +1132,15 @@ def evaluate(agent: nn.Module, task: Task, episodes: int) -> np.ndarray:
     device = next(agent.parameters()).device
     shape = (agent.args.num_seeds, episodes)
     envs = [make_env(task) for _ in range(math.prod(shape))]
-    obs = np.stack([env.reset(seed=i % episodes)[0] for i, env in enumerate(envs)])
+    starts = [env.reset(seed=i % episodes)[0] for i, env in enumerate(envs)]
+    obs = np.array(starts, dtype=np.float32)
     returns = np.zeros(len(envs))
     playing = np.ones(len(envs), dtype=bool)
     # Random numbers of a policy must not change the training.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while playing.any():
-            if not np.isfinite(obs).all():
-                sys.exit(f"{task.env_id} gave an observation that is NaN or infinite")
-            batch = torch.as_tensor(obs, dtype=torch.float32, device=device).unflatten(0, shape)
+            check_finite(obs, returns, task)
+            batch = torch.as_tensor(obs, device=device).unflatten(0, shape)
             actions = agent.act(batch).flatten(0, 1).cpu().numpy()
             if not np.isfinite(actions[playing]).all():
                 sys.exit("training diverged: the policy's actions are NaN or infinite")
@@ -1067,9 +1150,15 @@ def evaluate(agent: nn.Module, task: Task, episodes: int) -> np.ndarray:
                 playing[i] = not (terminated or truncated)
     for env in envs:
         env.close()
-    if not np.isfinite(returns).all():
-        sys.exit(f"{task.env_id} gave a reward that is NaN or infinite")
+    check_finite(obs, returns, task)
     return returns.reshape(shape)
+
+
+def check_finite(obs, returns, task: Task) -> None:
+    """Blame the environment for what is no number."""
+    for what, values in (("observation", obs), ("reward", returns)):
+        if not np.isfinite(values).all():
+            sys.exit(f"{task.env_id} gave a NaN, infinite or too large {what}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1103,7 +1192,7 @@ def choose_device(args: Args) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         sys.exit(f"--device {name} cannot be used here: {one_line(error)}")
     if args.execution == "graph" and device.type != "cuda":
@@ -1169,6 +1258,17 @@ def make_cuda_graph(step: Callable) -> Callable:
         return statistics
 
     return replay
+
+
+def train(run: "Run") -> None:
+    """Train from where the run stands to its end."""
+    for phase in run.agent.phases[run.phase :]:
+        if phase.name == "online":
+            train_online(run, phase)
+        else:
+            train_phase(run, phase)
+        run.phase += 1
+        run.step = 0
 
 
 def train_phase(run: Run, phase: Phase) -> None:
@@ -1263,14 +1363,17 @@ def save(run: Run, folder: Path) -> None:
     }
     checkpoint = io.BytesIO()
     torch.save(result | state, checkpoint)
-    temporary = folder / f"{os.getpid()}.part"  # a reader finds the old file or the new one
+    text = json.dumps(result, indent=1, allow_nan=False)
+    files = {"checkpoint.pt": checkpoint.getvalue(), "result.json": text.encode()}
+    parts = {name: folder / f"{name}.{os.getpid()}.part" for name in files}
     try:
-        temporary.write_text(json.dumps(result, indent=1, allow_nan=False))
-        temporary.replace(folder / "result.json")
-        temporary.write_bytes(checkpoint.getvalue())
-        temporary.replace(folder / "checkpoint.pt")
+        for name, content in files.items():
+            parts[name].write_bytes(content)
+        for name, part in parts.items():
+            part.replace(folder / name)  # a reader finds the old file or the new one
     finally:
-        temporary.unlink(missing_ok=True)
+        for part in parts.values():
+            part.unlink(missing_ok=True)
     run.last_save = f"update {run.step:,} of phase {phases[run.phase].name}"
 
 
@@ -1282,12 +1385,12 @@ def load_checkpoint(run_dir: str) -> dict:
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # compares the content with its CRCs
+        if damaged is not None:
+            raise ValueError(f"{damaged} has changed")
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         script = checkpoint["script"]
     except Exception as error:  # the unpickler raises nearly every type
-        sys.exit(f"{path} is damaged: {one_line(error)}")
-    if damaged is not None:
-        sys.exit(f"{path} is damaged: {damaged} has changed")
+        sys.exit(f"{path} cannot be read: {one_line(error)}")
     if script != Path(__file__).stem:
         sys.exit(f"{path} is a checkpoint of {script}.py; resume it with that script")
     return checkpoint
@@ -1330,22 +1433,24 @@ def parse_args() -> Args:
 
 def new_args(args: Args) -> Args:
     """Complete the arguments of a new run."""
-    for name in ("num_seeds", "num_updates", "batch_size", "eval_every", "eval_episodes"):
+    counts = ["num_seeds", "num_updates", "batch_size", "hidden", "eval_every"]
+    for name in [*counts, "eval_episodes", "final_eval_episodes"]:
         if getattr(args, name) < 1:
             sys.exit(f"--{name.replace('_', '-')} must be at least 1")
+    for name, value in vars(args).items():
+        option = f"--{name.replace('_', '-')}"
+        if isinstance(value, int | float) and not abs(value) < 2**53:  # NaN is not smaller, too
+            sys.exit(f"{option} {value} is no number to calculate with")
+        if isinstance(value, str) and not value.isprintable():
+            sys.exit(f"{option} {value!r} holds characters that cannot be printed")
     if not 0 <= args.seed < 2**32:
         sys.exit("--seed must lie between 0 and 2^32 - 1")
-    for name, value in vars(args).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            sys.exit(f"--{name.replace('_', '-')} must be a finite number")
     if args.run_dir is None:
         name = f"{Path(__file__).stem}-{args.env.replace('/', '-')}-seed{args.seed}"
         args.run_dir = f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
     folder = Path(args.run_dir)
-    if (folder / "checkpoint.pt").exists():
-        sys.exit(f"{folder} holds a run; choose another --run-dir, or --resume {folder}")
     if folder.exists() and any(folder.iterdir()):
-        sys.exit(f"{folder} is not empty; choose another --run-dir")
+        sys.exit(f"{folder} is not empty; choose another --run-dir, or --resume {folder}")
     family = dataset_family(args.env)
     settings = asdict(apply_settings(args))
     filled = {key: settings[key] for key in settings if settings[key] != getattr(args, key)}
@@ -1357,8 +1462,8 @@ def stored_args(args: Args, checkpoint: dict) -> Args:
     """Return the arguments of a stored run, of which only the device may change."""
     try:
         stored = Args(**checkpoint["args"] | {"run_dir": args.resume})
-    except TypeError as error:
-        sys.exit(f"{args.resume} was made by another version of this script: {one_line(error)}")
+    except (KeyError, TypeError) as error:
+        sys.exit(f"{args.resume} does not fit this version of the script: {one_line(error)}")
     for word in sys.argv[1:]:
         option = word.split("=")[0].replace("_", "-")
         repeated = option == "--env" and args.env == stored.env
@@ -1404,13 +1509,29 @@ def current_commit() -> str:
 def make_folder(run: Run) -> None:
     """Make the run's folder. It appears with a checkpoint inside, so that each can be resumed."""
     folder = Path(run.args.run_dir)
-    temporary = folder.with_name(f"{folder.name}.{os.getpid()}.part")
-    temporary.mkdir(parents=True)
+    temporary = Path(f"{folder}.{os.getpid()}.part")
+    temporary.mkdir(parents=True, exist_ok=True)  # a killed run may have left it
     try:
         save(run, temporary)
         temporary.rename(folder)  # fails if another process has made the folder meanwhile
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(folder: str):
+    """Keep other processes out of a run's folder. A process that is killed leaves no lock."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        sys.exit(f"another process trains in {folder}")
+    except OSError as error:  # some network file systems cannot lock folders
+        print(f"note: {folder} is not locked: {error}")
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def start_run(args: Args) -> Run:
@@ -1423,10 +1544,10 @@ def start_run(args: Args) -> Run:
         args = stored_args(args, checkpoint)
     device = choose_device(args)
     data, task = load_dataset(args)
-    print(
-        f"data: {task.name} ({task.source}), {task.transitions:,} rows, {task.episodes:,} episodes "
-        f"with a mean return of {task.data_return:.1f}; run: {args.run_dir}"
-    )
+    line = f"data: {task.name} ({task.source}), {task.transitions:,} rows"
+    if task.ordered:
+        line += f", {task.episodes:,} episodes with a mean return of {task.data_return:.1f}"
+    print(f"{line}; run: {args.run_dir}")
     columns = prepare_data(args, data, task)
     torch.manual_seed(args.seed)
     agent = Algorithm(args, task, device)
@@ -1436,17 +1557,26 @@ def start_run(args: Args) -> Run:
     if checkpoint is None:
         make_folder(run)
     else:
-        restore(run, checkpoint)
+        try:
+            restore(run, checkpoint)
+        except Exception as error:  # a checkpoint can hold anything
+            sys.exit(f"{args.run_dir} does not fit this version of the script: {one_line(error)}")
     return run
+
+
+def ignore(error) -> None:
+    """Print nothing: TensorBoard's thread passes its errors on to the main thread."""
 
 
 def main() -> None:
     gym.logger.min_level = gym.logger.ERROR  # Gymnasium warns that v4 is old; it is meant
+    threading.excepthook = ignore
     args = parse_args()
     run = None
     try:
         run = start_run(args)
-        train(run)
+        with locked(run.args.run_dir):
+            train(run)
     except KeyboardInterrupt:
         if run is None:
             sys.exit("\nstopped before the training began")
@@ -1454,7 +1584,7 @@ def main() -> None:
         sys.exit(f"\nstopped; {run.last_save} is saved; to continue: {command}")
     except (OSError, MemoryError, RuntimeError) as error:
         # PyTorch has no type of its own for a lack of memory on the CPU.
-        if isinstance(error, RuntimeError) and "allocate" not in str(error):
+        if isinstance(error, RuntimeError) and not re.search("allocat|overflow", str(error)):
             raise
         sys.exit(f"{one_line(error)}; saved: {run.last_save if run else 'nothing'}")
     print(f"{run.args.run_dir}: result.json, checkpoint.pt, tensorboard")

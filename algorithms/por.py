@@ -315,13 +315,14 @@ class POR(nn.Module):
 def prepare_data(args: Args, data: dict, task: "Task") -> dict:
     """Change the rewards as main_por.py does. Return the columns from which batches are drawn."""
     if "antmaze" in task.name.lower():
-        data["rewards"] -= 1
+        task.reward_shift = -1.0
     elif task.ordered:
         returns = episode_returns(data)
         if returns.max() > returns.min():
-            data["rewards"] *= task.max_episode_steps / (returns.max() - returns.min())
+            task.reward_scale = task.max_episode_steps / float(returns.max() - returns.min())
     else:
-        print("the rewards are not scaled, because that needs the returns of episodes")
+        print("note: the rewards are not scaled, because that needs the returns of episodes")
+    data["rewards"] = np.float32(task.reward_scale) * data["rewards"] + task.reward_shift
 
     # A row without a next state is of use only where the task ended, because V' is not asked there.
     useful = (data["next_valid"] > 0) | (data["terminals"] > 0)
@@ -413,46 +414,6 @@ def update_target(target: nn.Module, source: nn.Module, rate: float) -> None:
 # Datasets
 # --------------------------------------------------------------------------------------------------
 
-D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
-D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
-# The first 24 hex digits of each file's SHA-256 (TensorFlow Datasets, d4rl builders)
-D4RL_SHA256 = {
-    "halfcheetah-random-v2": "25407aef85b5d16c0f36b414",
-    "halfcheetah-medium-v2": "41324e8487a9556d8cfa4538",
-    "halfcheetah-medium-replay-v2": "48d494a4770c11f48260736d",
-    "halfcheetah-medium-expert-v2": "015db75dae5bbe8e94029b71",
-    "halfcheetah-expert-v2": "d9fe53bb994eb1e20a99b4fa",
-    "halfcheetah-full-replay-v2": "27fdf7ea86e5a2cbd24d611a",
-    "hopper-random-v2": "63103ef7059db4c0819bd054",
-    "hopper-medium-v2": "5bdf1bc4a713c82941de4463",
-    "hopper-medium-replay-v2": "e121c5f7c9857a307baa9edc",
-    "hopper-medium-expert-v2": "9d51ad87f8c905be3880d84c",
-    "hopper-expert-v2": "01aa219a5f8eea5e639eccdc",
-    "hopper-full-replay-v2": "56baf95963c51c1e964049a9",
-    "walker2d-random-v2": "4e863bb6090cf4a461548bd4",
-    "walker2d-medium-v2": "cf00f43add04c17fdfc2958d",
-    "walker2d-medium-replay-v2": "e75de96a4f77acf7d4e0d6fd",
-    "walker2d-medium-expert-v2": "6b8d7f868c45bbaedf460be7",
-    "walker2d-expert-v2": "2985dc3d436a8baa10e8f43f",
-    "walker2d-full-replay-v2": "f2720f9d27b2acef6ec9a7d9",
-    "antmaze-umaze-v2": "5ef15257771c50ef4d23c7de",
-    "antmaze-umaze-diverse-v2": "c771dd63963cd7d9f55f24a6",
-    "antmaze-medium-play-v2": "c9fec1c1daad97c71d61bd47",
-    "antmaze-medium-diverse-v2": "ad9dcbac05d1f8744a7a2160",
-    "antmaze-large-play-v2": "6d353df2457829925d7f9d4b",
-    "antmaze-large-diverse-v2": "84f775eb7956ea9cc7667047",
-}
-# Environment and returns that score 0 and 100 (d4rl/infos.py). Gymnasium's v4 is D4RL's v2.
-D4RL_ENVS = {
-    "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
-    "hopper": ("Hopper-v4", -20.272305, 3234.3),
-    "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
-    "antmaze-umaze": ("AntMaze-umaze-v2", 0.0, 1.0),
-    "antmaze-medium": ("AntMaze-medium-v2", 0.0, 1.0),
-    "antmaze-large": ("AntMaze-large-v2", 0.0, 1.0),
-}
-COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
-
 
 @dataclass
 class Task:
@@ -530,6 +491,89 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
     return data, task
 
 
+def add_next_observations(data: dict, task: Task) -> None:
+    """Add `episode_end`, `next_observations` and `next_valid`: 0 where s' is unknown.
+
+    Stored next observations are used. Otherwise the next state of a row is the following row's
+    observation, except at the end of an episode.
+    """
+    if "episode_end" in data:  # Minari knows all this
+        data["episode_end"] = data["episode_end"] > 0
+        data["next_valid"] = np.ones_like(data["episode_end"])
+        return
+    timeouts = data.pop("timeouts", None)
+    data["episode_end"] = data["terminals"] > 0
+    if timeouts is not None:
+        data["episode_end"] |= timeouts > 0
+    inside = ~data["episode_end"]
+    inside[-1] = False
+    next_rows = np.roll(data["observations"], -1, axis=0)
+    stored = data.get("next_observations")
+    if stored is not None:
+        # Storing may round, but by less than this.
+        tolerance = 1e-4 * data["observations"].std(axis=0) + 1e-6 * np.abs(next_rows)
+        follows = (np.abs(stored - next_rows) <= tolerance).all(axis=1)
+        if data["episode_end"][:-1].any() and follows[:-1].all():
+            print("note: next_observations only repeat the following rows, so they are not used")
+            if timeouts is None:
+                sys.exit(f"{task.name}: without timeouts, nothing shows where episodes were cut")
+            stored = None
+    if stored is None:
+        data["next_observations"] = next_rows
+        data["next_valid"] = inside
+    else:
+        # At an end, some files store the following row, too, which belongs to the next episode.
+        data["next_valid"] = inside | ~follows
+        end_episodes_at(inside & ~follows, data, task)
+    if not data["next_valid"].any() and not data["terminals"].any():
+        sys.exit(f"{task.name}: no row has a next state, so nothing can be learned")
+    if not data["episode_end"].any():
+        sys.exit(f"{task.name}: no episode ever ends; set timeouts to 1 where one was cut")
+
+
+def end_episodes_at(jumps, data: dict, task: Task) -> None:
+    """End an episode in the rows (n,) whose stored next state is not the following row. Say so.
+
+    An export of qlearning_dataset has such rows. But if their next states stand elsewhere in the
+    data, or if they are many, then the rows are not in the order of time.
+    """
+    if not jumps.any():
+        return
+    wanted = {state.tobytes() for state in data["next_observations"][jumps][:1000]}
+    found = wanted.intersection(state.tobytes() for state in data["observations"])
+    task.ordered = bool(jumps.mean() < 0.1 and len(found) < len(wanted) / 2)
+    data["episode_end"] |= jumps
+    meaning = "and each ends an episode"
+    if not task.ordered:
+        meaning = "and as rows are not in the order of time, there are no episodes"
+    print(
+        f"note: the next observation of {jumps.sum():,} of {len(jumps):,} rows is not the "
+        f"following row; the stored ones are used, {meaning}"
+    )
+
+
+def action_scale(task: Task) -> tuple[np.ndarray, np.ndarray]:
+    """Return center and radius (act,) of the actions: environment = center + radius * agent."""
+    if task.action_low is None:
+        return np.zeros(task.act_dim), np.ones(task.act_dim)
+    low, high = np.array(task.action_low), np.array(task.action_high)
+    radius = (high - low) / 2
+    radius[radius == 0] = 1
+    return (high + low) / 2, radius
+
+
+def scale_actions(data: dict, task: Task) -> None:
+    """Scale the actions from the environment's bounds to [-1, 1]. make_env() scales them back."""
+    center, radius = action_scale(task)
+    data["actions"] = ((data["actions"] - center) / radius).astype(np.float32)
+    outside = (np.abs(data["actions"]) > 1 + 1e-5).any(axis=1).sum()
+    if outside > 0 and task.action_low is not None:
+        print(
+            f"note: {outside:,} of {len(data['actions']):,} rows have actions beyond the bounds "
+            f"{task.action_low} and {task.action_high}; they are learned from as they are"
+        )
+
+
 def describe_episodes(data: dict, task: Task) -> None:
     """Set what is known of the episodes. Say so if they have strange lengths."""
     returns = episode_returns(data)
@@ -544,6 +588,80 @@ def describe_episodes(data: dict, task: Task) -> None:
             f"note: the data have episodes of {longest:,} steps, but {task.env_id}, in which the "
             f"policy is evaluated, stops after {task.max_episode_steps:,}"
         )
+
+
+def episode_returns(data: dict) -> np.ndarray:
+    """Return the undiscounted returns of the complete episodes, in the order of the data."""
+    ends = np.flatnonzero(data["episode_end"])
+    starts = [0, *(ends[:-1] + 1)]
+    return np.add.reduceat(data["rewards"][: ends[-1] + 1], starts, dtype=float)
+
+
+def normalized_score(task: Task, returns):
+    """Return D4RL's score, 0 for random and 100 for expert, or the return without references."""
+    if task.ref_min is None or task.ref_max is None:
+        return returns
+    return 100 * (returns - task.ref_min) / (task.ref_max - task.ref_min)
+
+
+class ReplayBuffer:
+    """The columns of the dataset on the device."""
+
+    def __init__(self, data: dict, args: Args, device):
+        self.columns = {key: torch.as_tensor(data[key], device=device).float() for key in data}
+        self.size = len(data["observations"])
+        self.batch_shape = (args.num_seeds, args.batch_size)
+        self.device = device
+
+    def sample(self) -> dict:
+        """Return random rows, others for every agent: tensors (N, B, ...)."""
+        rows = torch.randint(self.size, self.batch_shape, device=self.device)
+        return {key: column[rows] for key, column in self.columns.items()}
+
+
+# --------------------------------------------------------------------------------------------------
+# Files: D4RL's, in D4RL's layout, and Minari's
+# --------------------------------------------------------------------------------------------------
+
+D4RL_SERVER = "http://rail.eecs.berkeley.edu/datasets/offline_rl/"
+D4RL_MIRROR = "https://huggingface.co/datasets/imone/D4RL/resolve/main/"
+# The first 24 hex digits of each file's SHA-256 (TensorFlow Datasets, d4rl builders)
+D4RL_SHA256 = {
+    "halfcheetah-random-v2": "25407aef85b5d16c0f36b414",
+    "halfcheetah-medium-v2": "41324e8487a9556d8cfa4538",
+    "halfcheetah-medium-replay-v2": "48d494a4770c11f48260736d",
+    "halfcheetah-medium-expert-v2": "015db75dae5bbe8e94029b71",
+    "halfcheetah-expert-v2": "d9fe53bb994eb1e20a99b4fa",
+    "halfcheetah-full-replay-v2": "27fdf7ea86e5a2cbd24d611a",
+    "hopper-random-v2": "63103ef7059db4c0819bd054",
+    "hopper-medium-v2": "5bdf1bc4a713c82941de4463",
+    "hopper-medium-replay-v2": "e121c5f7c9857a307baa9edc",
+    "hopper-medium-expert-v2": "9d51ad87f8c905be3880d84c",
+    "hopper-expert-v2": "01aa219a5f8eea5e639eccdc",
+    "hopper-full-replay-v2": "56baf95963c51c1e964049a9",
+    "walker2d-random-v2": "4e863bb6090cf4a461548bd4",
+    "walker2d-medium-v2": "cf00f43add04c17fdfc2958d",
+    "walker2d-medium-replay-v2": "e75de96a4f77acf7d4e0d6fd",
+    "walker2d-medium-expert-v2": "6b8d7f868c45bbaedf460be7",
+    "walker2d-expert-v2": "2985dc3d436a8baa10e8f43f",
+    "walker2d-full-replay-v2": "f2720f9d27b2acef6ec9a7d9",
+    "antmaze-umaze-v2": "5ef15257771c50ef4d23c7de",
+    "antmaze-umaze-diverse-v2": "c771dd63963cd7d9f55f24a6",
+    "antmaze-medium-play-v2": "c9fec1c1daad97c71d61bd47",
+    "antmaze-medium-diverse-v2": "ad9dcbac05d1f8744a7a2160",
+    "antmaze-large-play-v2": "6d353df2457829925d7f9d4b",
+    "antmaze-large-diverse-v2": "84f775eb7956ea9cc7667047",
+}
+# Environment and returns that score 0 and 100 (d4rl/infos.py). Gymnasium's v4 is D4RL's v2.
+D4RL_ENVS = {
+    "halfcheetah": ("HalfCheetah-v4", -280.178953, 12135.0),
+    "hopper": ("Hopper-v4", -20.272305, 3234.3),
+    "walker2d": ("Walker2d-v4", 1.629008, 4592.3),
+    "antmaze-umaze": ("AntMaze-umaze-v2", 0.0, 1.0),
+    "antmaze-medium": ("AntMaze-medium-v2", 0.0, 1.0),
+    "antmaze-large": ("AntMaze-large-v2", 0.0, 1.0),
+}
+COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 
 
 def d4rl_file(name: str) -> str:
@@ -580,38 +698,6 @@ def download_d4rl(name: str) -> Path:
         if not hashlib.file_digest(content, "sha256").hexdigest().startswith(sha256):
             sys.exit(f"{path} has not D4RL's SHA-256; delete it, or name it by --dataset-file")
     return path
-
-
-def one_line(value) -> str:
-    """Return the beginning of an error, or of another object, as one line."""
-    text = f"{type(value).__name__}: {value}" if isinstance(value, Exception) else str(value)
-    return " ".join(text.split())[:300]
-
-
-def refuse_foreign_data(file: h5py.File) -> None:
-    """Raise ValueError if an HDF5 file refers to other files, of which it could name any."""
-    # h5py's visititems() takes three times as long, and deep groups overflow its stack.
-    pending = [file.id]
-    visited = set()  # links can form circles
-    while pending:
-        group = pending.pop()
-        visited.add(group)
-        for name in group:
-            link_type = group.links.get_info(name).type
-            if link_type == h5py.h5l.TYPE_SOFT:
-                continue
-            if link_type != h5py.h5l.TYPE_HARD:
-                raise ValueError(
-                    f"{name.decode()} is a link to another file, which is not followed"
-                )
-            item = h5py.h5o.open(group, name)
-            if isinstance(item, h5py.h5g.GroupID) and item not in visited:
-                pending.append(item)
-            if isinstance(item, h5py.h5d.DatasetID):
-                storage = item.get_create_plist()
-                virtual = storage.get_layout() == h5py.h5d.VIRTUAL
-                if virtual or storage.get_external_count() > 0:
-                    raise ValueError(f"{name.decode()} lies in other files, which are not read")
 
 
 def read_hdf5(path) -> dict:
@@ -768,30 +854,9 @@ def make_task(name, source, env_id, env_kwargs=None, max_episode_steps=None) -> 
     return task
 
 
-def is_registered(env_id: str) -> bool:
-    """Is this an environment of Gymnasium, Gymnasium-Robotics or this file?"""
-    if env_id not in gym.registry:
-        # It is imported only where it may be needed, because it prints a notice.
-        with contextlib.suppress(ImportError):
-            importlib.import_module("gymnasium_robotics")
-    return env_id in gym.registry
-
-
-def is_bounded(space: gym.Space) -> bool:
-    """Has this space finite bounds? The largest float stands for infinity, too."""
-    return isinstance(space, gym.spaces.Box) and np.abs([space.low, space.high]).max() < 1e30
-
-
-def is_number(value) -> bool:
-    """Is this a finite number?"""
-    return isinstance(value, int | float) and abs(value) < 1e300
-
-
-def is_plain(value) -> bool:
-    """Is this a number, a string or a list of such?"""
-    if isinstance(value, list | tuple):
-        return all(is_plain(item) for item in value)
-    return value is None or isinstance(value, str) or is_number(value)
+# --------------------------------------------------------------------------------------------------
+# Checks of what goes in
+# --------------------------------------------------------------------------------------------------
 
 
 def check_data(data: dict, task: Task) -> None:
@@ -843,116 +908,62 @@ def check_resolution(column, where: str) -> None:
             )
 
 
-def add_next_observations(data: dict, task: Task) -> None:
-    """Add `episode_end`, `next_observations` and `next_valid`: 0 where s' is unknown.
-
-    Stored next observations are used. Otherwise the next state of a row is the following row's
-    observation, except at the end of an episode.
-    """
-    if "episode_end" in data:  # Minari knows all this
-        data["episode_end"] = data["episode_end"] > 0
-        data["next_valid"] = np.ones_like(data["episode_end"])
-        return
-    timeouts = data.pop("timeouts", None)
-    data["episode_end"] = data["terminals"] > 0
-    if timeouts is not None:
-        data["episode_end"] |= timeouts > 0
-    inside = ~data["episode_end"]
-    inside[-1] = False
-    next_rows = np.roll(data["observations"], -1, axis=0)
-    stored = data.get("next_observations")
-    if stored is not None:
-        # Storing may round, but by less than this.
-        tolerance = 1e-4 * data["observations"].std(axis=0) + 1e-6 * np.abs(next_rows)
-        follows = (np.abs(stored - next_rows) <= tolerance).all(axis=1)
-        if data["episode_end"][:-1].any() and follows[:-1].all():
-            print("note: next_observations only repeat the following rows, so they are not used")
-            if timeouts is None:
-                sys.exit(f"{task.name}: without timeouts, nothing shows where episodes were cut")
-            stored = None
-    if stored is None:
-        data["next_observations"] = next_rows
-        data["next_valid"] = inside
-    else:
-        # At an end, some files store the following row, too, which belongs to the next episode.
-        data["next_valid"] = inside | ~follows
-        end_episodes_at(inside & ~follows, data, task)
-    if not data["next_valid"].any() and not data["terminals"].any():
-        sys.exit(f"{task.name}: no row has a next state, so nothing can be learned")
-    if not data["episode_end"].any():
-        sys.exit(f"{task.name}: no episode ever ends; set timeouts to 1 where one was cut")
+def refuse_foreign_data(file: h5py.File) -> None:
+    """Raise ValueError if an HDF5 file refers to other files, of which it could name any."""
+    # h5py's visititems() takes three times as long, and deep groups overflow its stack.
+    pending = [file.id]
+    visited = set()  # links can form circles
+    while pending:
+        group = pending.pop()
+        visited.add(group)
+        for name in group:
+            link_type = group.links.get_info(name).type
+            if link_type == h5py.h5l.TYPE_SOFT:
+                continue
+            if link_type != h5py.h5l.TYPE_HARD:
+                raise ValueError(
+                    f"{name.decode()} is a link to another file, which is not followed"
+                )
+            item = h5py.h5o.open(group, name)
+            if isinstance(item, h5py.h5g.GroupID) and item not in visited:
+                pending.append(item)
+            if isinstance(item, h5py.h5d.DatasetID):
+                storage = item.get_create_plist()
+                virtual = storage.get_layout() == h5py.h5d.VIRTUAL
+                if virtual or storage.get_external_count() > 0:
+                    raise ValueError(f"{name.decode()} lies in other files, which are not read")
 
 
-def end_episodes_at(jumps, data: dict, task: Task) -> None:
-    """End an episode in the rows (n,) whose stored next state is not the following row. Say so.
-
-    An export of qlearning_dataset has such rows. But if their next states stand elsewhere in the
-    data, or if they are many, then the rows are not in the order of time.
-    """
-    if not jumps.any():
-        return
-    wanted = {state.tobytes() for state in data["next_observations"][jumps][:1000]}
-    found = wanted.intersection(state.tobytes() for state in data["observations"])
-    task.ordered = bool(jumps.mean() < 0.1 and len(found) < len(wanted) / 2)
-    data["episode_end"] |= jumps
-    meaning = "and each ends an episode"
-    if not task.ordered:
-        meaning = "and as rows are not in the order of time, there are no episodes"
-    print(
-        f"note: the next observation of {jumps.sum():,} of {len(jumps):,} rows is not the "
-        f"following row; the stored ones are used, {meaning}"
-    )
+def is_registered(env_id: str) -> bool:
+    """Is this an environment of Gymnasium, Gymnasium-Robotics or this file?"""
+    if env_id not in gym.registry:
+        # It is imported only where it may be needed, because it prints a notice.
+        with contextlib.suppress(ImportError):
+            importlib.import_module("gymnasium_robotics")
+    return env_id in gym.registry
 
 
-def action_scale(task: Task) -> tuple[np.ndarray, np.ndarray]:
-    """Return center and radius (act,) of the actions: environment = center + radius * agent."""
-    if task.action_low is None:
-        return np.zeros(task.act_dim), np.ones(task.act_dim)
-    low, high = np.array(task.action_low), np.array(task.action_high)
-    radius = (high - low) / 2
-    radius[radius == 0] = 1
-    return (high + low) / 2, radius
+def is_bounded(space: gym.Space) -> bool:
+    """Has this space finite bounds? The largest float stands for infinity, too."""
+    return isinstance(space, gym.spaces.Box) and np.abs([space.low, space.high]).max() < 1e30
 
 
-def scale_actions(data: dict, task: Task) -> None:
-    """Scale the actions from the environment's bounds to [-1, 1]. make_env() scales them back."""
-    center, radius = action_scale(task)
-    data["actions"] = ((data["actions"] - center) / radius).astype(np.float32)
-    outside = (np.abs(data["actions"]) > 1 + 1e-5).any(axis=1).sum()
-    if outside > 0 and task.action_low is not None:
-        print(
-            f"note: {outside:,} of {len(data['actions']):,} rows have actions beyond the bounds "
-            f"{task.action_low} and {task.action_high}; they are learned from as they are"
-        )
+def is_number(value) -> bool:
+    """Is this a finite number?"""
+    return isinstance(value, int | float) and abs(value) < 1e300
 
 
-def episode_returns(data: dict) -> np.ndarray:
-    """Return the undiscounted returns of the complete episodes, in the order of the data."""
-    ends = np.flatnonzero(data["episode_end"])
-    starts = [0, *(ends[:-1] + 1)]
-    return np.add.reduceat(data["rewards"][: ends[-1] + 1], starts, dtype=float)
+def is_plain(value) -> bool:
+    """Is this a number, a string or a list of such?"""
+    if isinstance(value, list | tuple):
+        return all(is_plain(item) for item in value)
+    return value is None or isinstance(value, str) or is_number(value)
 
 
-def normalized_score(task: Task, returns):
-    """Return D4RL's score, 0 for random and 100 for expert, or the return without references."""
-    if task.ref_min is None or task.ref_max is None:
-        return returns
-    return 100 * (returns - task.ref_min) / (task.ref_max - task.ref_min)
-
-
-class ReplayBuffer:
-    """The columns of the dataset on the device."""
-
-    def __init__(self, data: dict, args: Args, device):
-        self.columns = {key: torch.as_tensor(data[key], device=device).float() for key in data}
-        self.size = len(data["observations"])
-        self.batch_shape = (args.num_seeds, args.batch_size)
-        self.device = device
-
-    def sample(self) -> dict:
-        """Return random rows, others for every agent: tensors (N, B, ...)."""
-        rows = torch.randint(self.size, self.batch_shape, device=self.device)
-        return {key: column[rows] for key, column in self.columns.items()}
+def one_line(value) -> str:
+    """Return the beginning of an error, or of another object, as one line."""
+    text = f"{type(value).__name__}: {value}" if isinstance(value, Exception) else str(value)
+    return " ".join(text.split())[:300]
 
 
 # --------------------------------------------------------------------------------------------------
