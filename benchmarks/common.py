@@ -177,7 +177,7 @@ def iqm(scores: np.ndarray) -> np.ndarray:
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Return P(X > Y), a tie as half, averaged over tasks: twice (..., runs, tasks) -> (...)."""
     pairs = x[..., :, None, :] - y[..., None, :, :]
-    return ((pairs > 0) + (pairs == 0) / 2).mean((-3, -2, -1))
+    return np.heaviside(pairs, 0.5).mean((-3, -2, -1))
 
 
 def interval(

@@ -130,7 +130,7 @@ def dashes_of(rows: list[Row]) -> dict[str, object]:
     for script in dict.fromkeys(row.script for row in rows):
         members = {row.label for row in rows if row.script == script}
         # The shortest label is the plain algorithm, whose line is solid.
-        labels = sorted(members, key=lambda label: (len(label), label))
+        labels = sorted(sorted(members), key=len)
         for i, label in enumerate(labels):
             styles[label] = DASHES[i % len(DASHES)]
     return styles
@@ -202,7 +202,7 @@ def add_title(figure: Figure, title: str) -> None:
 
 def add_legend(figure: Figure, entries: dict) -> None:
     """Put the legend below the panels, what the data score last."""
-    labels = sorted(entries, key=lambda label: (label == "behaviour policy", label))
+    labels = sorted(sorted(entries), key=lambda label: label == "behaviour policy")
     inches = 0.9 + 0.12 * max(len(label) for label in labels)  # of one entry
     figure.legend(
         [entries[label] for label in labels],

@@ -39,6 +39,13 @@ GROUPS = {  # Task.source: origin of the data
 # --------------------------------------------------------------------------------------------------
 
 
+def check_keys(part: dict, keys: tuple) -> None:
+    """Raise KeyError if one of the keys is missing."""
+    for key in keys:
+        if key not in part:
+            raise KeyError(key)
+
+
 def read_result(path: Path) -> dict:
     """Return a result in today's layout. Raise ValueError with one line if it is none.
 
@@ -70,12 +77,10 @@ def read_result(path: Path) -> dict:
             "data_return",
             "transitions",
         )
-        for key in needed:
-            result[key]
-        for key in (*needed_of_task, "fingerprint"):
-            result["task"][key]
-        for key in ("env", "seed", "num_updates", "eval_every", "final_eval_episodes"):
-            result["args"][key]
+        needed_of_args = ("env", "seed", "num_updates", "eval_every", "final_eval_episodes")
+        check_keys(result, needed)
+        check_keys(result["task"], (*needed_of_task, "fingerprint"))
+        check_keys(result["args"], needed_of_args)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -312,6 +317,11 @@ def labelled_rows(path: Path, result: dict) -> list[Row]:
     return rows
 
 
+def place(row: Row) -> tuple:
+    """Return by what rows are sorted."""
+    return row.phase == "online", row.dataset, row.updates, row.label
+
+
 def read_results(folder: Path) -> list[Row]:
     """Return the rows of all finished results below a folder. Raise ValueError for a bad one."""
     rows = []
@@ -320,5 +330,4 @@ def read_results(folder: Path) -> list[Row]:
         if found := complaints(result):
             raise ValueError(f"{path} cannot be trusted: {'; '.join(found)}")
         rows += labelled_rows(path, result)
-    rows.sort(key=lambda row: (row.phase == "online", row.dataset, row.updates, row.label))
-    return rows
+    return sorted(rows, key=place)

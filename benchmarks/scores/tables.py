@@ -313,7 +313,8 @@ def readme_rows(rows: list[Row]) -> list[Row]:
         if key not in best or preference < best[key][0]:
             best[key] = (preference, row)
     chosen = [row for _, row in best.values()]
-    return sorted(chosen, key=lambda row: (README_DATASETS.index(row.dataset), row.label))
+    chosen.sort(key=lambda row: row.label)
+    return sorted(chosen, key=lambda row: README_DATASETS.index(row.dataset))
 
 
 def readme_text(rows: list[Row]) -> str:
