@@ -903,8 +903,8 @@ def check_resolution(column, where: str) -> None:
         steps = np.abs(np.diff(exact))
         if error > 1e-3 * spread[i] or error > np.median(steps[steps > 0]):
             sys.exit(
-                f"{where} loses its changes in float32; subtract the mean of column {i}, in the "
-                "data and in the environment"
+                f"{where}: float32 loses the changes of column {i}; subtract its mean, in the data "
+                "and in the environment"
             )
 
 

@@ -525,7 +525,8 @@ def test_curves_that_cannot_be_written_end_in_a_line(run, monkeypatch, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_batch_beyond_the_memory_ends_in_a_line(run):
+def test_tensors_beyond_the_memory_end_in_a_line(run):
+    assert "overflow" in refusal(run, num_seeds=2**50, hidden=2**50)
     assert "allocate" in refusal(run, batch_size=10**14)
 
 
