@@ -75,7 +75,8 @@ def tables(numbers: dict) -> str:
     rows = numbers["rows"]
     shape = TASKS[numbers["task"]]
     jax = sorted({f"; JAX {row['jax']}" for row in rows if row.get("jax")})
-    blocks, seconds = len(rows[0]["seconds"]), np.median([np.median(r["seconds"]) for r in rows])
+    blocks = len(rows[0]["seconds"])
+    seconds = np.median([np.median(row["seconds"]) for row in rows])
     ours = [row for row in rows if row["code"] == "ours"]
     products = " and ".join(sorted({row["precision"] for row in ours}))
     about = (

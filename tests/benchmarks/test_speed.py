@@ -54,8 +54,16 @@ def test_episodes_of_a_timed_evaluation_last_to_the_limit():
 def test_updates_take_turns():
     script, run = build("td3_bc")
     calls = []
-    turns = run.agent.phases[-1].updates
-    turns[:] = [lambda batch: calls.append(1) or {}, lambda batch: calls.append(2) or {}]
+
+    def one(batch):
+        calls.append(1)
+        return {}
+
+    def two(batch):
+        calls.append(2)
+        return {}
+
+    run.agent.phases[-1].updates[:] = [one, two]
     updates = ours.Updates(script, run, "train")
     updates.update(3)
     updates.update(2)

@@ -28,7 +28,8 @@ def loop(module, trainer, rows: dict, task: str, device: str) -> Callable:
 
 def iql(load, rows: dict, task: str, device: str) -> Callable:
     """Build iql.py with the values of its TrainConfig."""
-    module, shape = load("iql"), TASKS[task]
+    module = load("iql")
+    shape = TASKS[task]
     value = module.ValueFunction(shape.obs_dim).to(device)
     critic = module.TwinQ(shape.obs_dim, shape.act_dim).to(device)
     actor = module.GaussianPolicy(shape.obs_dim, shape.act_dim, 1.0).to(device)
@@ -47,7 +48,8 @@ def iql(load, rows: dict, task: str, device: str) -> Callable:
 
 def td3_bc(load, rows: dict, task: str, device: str) -> Callable:
     """Build td3_bc.py, whose two critics have an optimiser each."""
-    module, shape = load("td3_bc"), TASKS[task]
+    module = load("td3_bc")
+    shape = TASKS[task]
     actor = module.Actor(shape.obs_dim, shape.act_dim, 1.0).to(device)
     critic1 = module.Critic(shape.obs_dim, shape.act_dim).to(device)
     critic2 = module.Critic(shape.obs_dim, shape.act_dim).to(device)
@@ -66,7 +68,8 @@ def td3_bc(load, rows: dict, task: str, device: str) -> Callable:
 
 def bc(load, rows: dict, task: str, device: str) -> Callable:
     """Build any_percent_bc.py; which rows it keeps does not change its update."""
-    module, shape = load("any_percent_bc"), TASKS[task]
+    module = load("any_percent_bc")
+    shape = TASKS[task]
     actor = module.Actor(shape.obs_dim, shape.act_dim, 1.0).to(device)
     trainer = module.BC(max_action=1.0, actor=actor, actor_optimizer=adam(actor), device=device)
     return loop(module, trainer, rows, task, device)

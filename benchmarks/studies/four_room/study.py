@@ -123,7 +123,8 @@ class ActionStitching(nn.Module):
 
     def update(self, batch: dict) -> dict:
         """Update the policy. V stays as it is."""
-        args, agent = self.args, self.teacher[0]
+        args = self.args
+        agent = self.teacher[0]
         s, s2 = batch["observations"], batch["next_observations"]
         with torch.no_grad():
             next_v = agent.value_target(s2).amin(1)
@@ -250,7 +251,8 @@ def study_stitching(args: Args) -> dict:
 def study_tasks(args: Args) -> dict:
     """Compare on A, B and C: everything anew, A's pi with a new guide, A's pi and guide."""
     found = {}
-    old, unseen = None, []
+    old = None
+    unseen = []
     for name in ("four-room", "four-room-river", "four-room-key"):
         world = World(name)
         seeds = range(args.seed, args.seed + args.num_seeds)

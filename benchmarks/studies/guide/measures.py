@@ -67,7 +67,8 @@ def terms_on_rows(agent, rows: Rows) -> dict[str, np.ndarray]:
 
 def nearest(states: np.ndarray, data: np.ndarray) -> np.ndarray:
     """Return the distance of each state (..., d) to the closest of data (n, d): (...,)."""
-    flat, reference = torch.as_tensor(states).flatten(0, -2), torch.as_tensor(data)
+    flat = torch.as_tensor(states).flatten(0, -2)
+    reference = torch.as_tensor(data)
     # Matrix products would lose the small distances.
     exact = "donot_use_mm_for_euclid_dist"
     parts = [torch.cdist(part, reference, compute_mode=exact).amin(1) for part in flat.split(100)]
@@ -157,7 +158,8 @@ def rollouts(agent, task, episodes: int) -> dict[str, np.ndarray]:
     while playing.any():
         goal = guide_goals(agent, obs)
         actions = execute(agent, obs, goal)
-        next_obs, ends = obs.copy(), np.zeros(shape, bool)
+        next_obs = obs.copy()
+        ends = np.zeros(shape, bool)
         for i, j in np.argwhere(playing):
             answer = envs[i * episodes + j].step(actions[i, j])
             next_obs[i, j], reward, terminated, truncated, _ = answer
@@ -170,7 +172,8 @@ def rollouts(agent, task, episodes: int) -> dict[str, np.ndarray]:
             most = f"{name}_max"
             found[most][playing] = np.maximum(found[most][playing], numbers[playing])
         found["steps"][playing] += 1
-        obs, playing = next_obs, playing & ~ends
+        obs = next_obs
+        playing = playing & ~ends
     for env in envs:
         env.close()
     found["gap"] /= found["steps"]

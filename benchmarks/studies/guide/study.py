@@ -131,7 +131,8 @@ class Trained:
 def load(folder: Path) -> Trained:
     """Load the checkpoint of a folder."""
     checkpoint = por.load_checkpoint(str(folder))
-    args, task = por.Args(**checkpoint["args"]), por.Task(**checkpoint["task"])
+    args = por.Args(**checkpoint["args"])
+    task = por.Task(**checkpoint["task"])
     agent = por.POR(args, task, "cpu")
     agent.load_state_dict(checkpoint["agent"])
     return Trained(agent, args, task, checkpoint["step"])
@@ -242,6 +243,19 @@ def measure_terms(trained: Trained, rows: Rows, episodes: int) -> dict[str, np.n
     return numbers
 
 
+def correlate(numbers: dict, loss: np.ndarray) -> dict:
+    """Return the rank correlations of the terms with the loss of return, and print them."""
+    found = {}
+    for name in ("rollout_gap", "rollout_error", "data_gap", "data_swap", "data_error"):
+        found[name] = {
+            "agents and checkpoints": correlation(numbers[name], loss),
+            "agents within checkpoints": correlation(numbers[name], loss, within=True),
+        }
+        for kind, numbers_of in found[name].items():
+            print(f"loss with {name}, {kind}: {numbers_of['spearman']} {numbers_of['interval']}")
+    return found
+
+
 def terms(args: Terms) -> None:
     """Store numbers and picture of the terms against the loss of return."""
     folders = sorted(args.run.glob("checkpoints/*"))
@@ -252,21 +266,15 @@ def terms(args: Terms) -> None:
     rows = rows if held_out is None else held_out
     rows = rows.pick(thin(len(rows.s), args.states))
     step = float(np.linalg.norm(rows.s2 - rows.s, axis=1).mean())
-    updates, parts = [], []
+    updates = []
+    parts = []
     for folder in folders:
         trained = load(folder)
         updates.append(trained.step)
         parts.append(measure_terms(trained, rows, args.episodes))
     numbers = {name: np.array([part[name] for part in parts]) for name in parts[0]}
     loss = numbers["return"].max() - numbers["return"]
-    correlations = {}
-    for name in ("rollout_gap", "rollout_error", "data_gap", "data_swap", "data_error"):
-        correlations[name] = {
-            "agents and checkpoints": correlation(numbers[name], loss),
-            "agents within checkpoints": correlation(numbers[name], loss, within=True),
-        }
-        for kind, found in correlations[name].items():
-            print(f"loss with {name}, {kind}: {found['spearman']} {found['interval']}")
+    correlations = correlate(numbers, loss)
     result = {
         "run": vars(last.args),
         "cut": origin,
@@ -278,11 +286,9 @@ def terms(args: Terms) -> None:
         "numbers": {name: [summary(x) for x in values] for name, values in numbers.items()},
         "rank_correlation_with_loss": correlations,
     }
-    last_bound = result["numbers"]["l2_share_of_bound"][-1]
-    print(
-        f"L2's share of the bound at its greatest: {shown(last_bound)}; two actions are at most "
-        f"{result['greatest_distance_of_two_actions']:.2f} apart"
-    )
+    bound = shown(result["numbers"]["l2_share_of_bound"][-1])
+    most = result["greatest_distance_of_two_actions"]
+    print(f"L2's share of the bound: {bound}; two actions are at most {most:.2f} apart")
     figure = draw_terms(numbers, loss, updates, step, correlations)
     store("guide", args.out, "terms", result, {"terms.png": figure})
 
@@ -293,8 +299,10 @@ def main() -> None:
     por.gym.logger.min_level = por.gym.logger.ERROR  # the v4 environments are meant
     if words and not isinstance(args, Train):
         sys.exit("only `train` takes words after --")
-    if isinstance(args, Beyond | Terms) and (args.states < 10 or getattr(args, "episodes", 1) < 1):
-        sys.exit("--states must be at least 10, --episodes at least 1")
+    if isinstance(args, Beyond | Terms) and args.states < 10:
+        sys.exit("--states must be at least 10")
+    if isinstance(args, Terms) and args.episodes < 1:
+        sys.exit("--episodes must be at least 1")
     if isinstance(args, Cut):
         cut(args)
     elif isinstance(args, Train):
