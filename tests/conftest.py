@@ -207,3 +207,18 @@ def tiny_minari(hopper):
         return {key: array[:first] for key, array in raw.items()}
 
     return write
+
+
+@pytest.fixture
+def short_env(monkeypatch):
+    """Return `short_env(id)`: the id of that environment with a time limit of 25 steps."""
+
+    def register(env_id: str) -> str:
+        name = env_id.replace("-v", "Short-v")
+        spec = gym.spec(env_id)
+        gym.register(name, spec.entry_point, max_episode_steps=25, kwargs=spec.kwargs)
+        registered = gym.registry.pop(name)
+        monkeypatch.setitem(gym.registry, name, registered)
+        return name
+
+    return register

@@ -155,6 +155,8 @@ def call_main(script: str | ModuleType, words, folder: Path) -> SimpleNamespace:
                 code = module.main()
         except SystemExit as end:
             code = end.code
+        except KeyboardInterrupt:
+            raise AssertionError("Ctrl-C ends in a traceback") from None
         finally:
             torch.set_float32_matmul_precision(precision)
             torch.set_flush_denormal(False)

@@ -315,9 +315,9 @@ def test_each_agent_draws_the_dataset_and_its_own_steps_each_as_likely():
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v4", "Pendulum-v1"])
-def test_online_steps_are_those_of_the_environment(env_id, online_run):
+def test_online_steps_are_those_of_the_environment(env_id, online_run, short_env):
     """Played again by hand. No episode begins as another one, or as one of an evaluation."""
-    checkpoint = online_run(env_id)
+    checkpoint = online_run(env_id if env_id == "Hopper-v4" else short_env(env_id))
     task, steps = iql.Task(**checkpoint["task"]), checkpoint["extra_state"]
     assert task.reward_scale not in (0, 1) and steps["rewards"].shape == (2, 60)
     starts = [iql.make_env(task).reset(seed=seed)[0] for seed in range(10)]
@@ -337,7 +337,7 @@ def test_online_steps_are_those_of_the_environment(env_id, online_run):
             assert step["terminals"] == terminated
             end = terminated or truncated
             ends += end
-    assert ends >= (4 if env_id == "Hopper-v4" else 0)
+    assert ends >= 4  # Hopper falls; for Pendulum, time is up, which is no terminal state
     assert len(np.unique(np.round(starts, 6), axis=0)) == len(starts)
     actions = steps["actions"]
     assert 0.5 < actions.std() < 1 and (abs(actions) == 1).float().mean() > 0.1

@@ -5,7 +5,6 @@ python -m pytest tests/test_sac.py
 
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -170,21 +169,6 @@ def test_on_a_bandit_pi_and_alpha_are_the_optimal_ones(alpha):
 
 
 # ---- Without a dataset ----
-
-
-@pytest.fixture
-def short_env(monkeypatch):
-    """Return `short_env(id)`: the id of that environment with a time limit of 25 steps."""
-
-    def register(env_id: str) -> str:
-        name = env_id.replace("-v", "Short-v")
-        spec = gym.spec(env_id)
-        monkeypatch.setitem(gym.registry, name, None)
-        del gym.registry[name]
-        gym.register(name, spec.entry_point, max_episode_steps=25, kwargs=spec.kwargs)
-        return name
-
-    return register
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ def half_a_checkpoint(save: int):
         saves = []
 
         def write(path, content):
-            saves.append(1)
+            if path.name.startswith("checkpoint"):
+                saves.append(1)
             return (write_half if len(saves) == save else write_bytes)(path, content)
 
         patch.setattr(Path, "write_bytes", write)
@@ -129,7 +130,7 @@ def half_a_checkpoint(save: int):
     return prepare
 
 
-# Files are replaced twice in a save: result.json and then checkpoint.pt. A run of guide q saves
+# Two files are replaced in a save: checkpoint.pt and then result.json. A run of guide q saves
 # before its first update, three times in its first phase (8, 16, 19) and three times in the second.
 MOMENTS = {
     "before the first save": trap("", "save", 1),
@@ -145,7 +146,7 @@ MOMENTS = {
     "in the first evaluation": trap("", "evaluate", 1),
     "in the second evaluation": trap("", "evaluate", 2),
     "before the third save": trap("", "save", 3),
-    "between result and checkpoint": trap("Path", "replace", 6),
+    "between checkpoint and result": trap("Path", "replace", 6),
     "in the third checkpoint": half_a_checkpoint(3),
     "in the last checkpoint": half_a_checkpoint(5),
     "before the curves of the last phase": trap("", "make_writer", 1),
