@@ -216,14 +216,13 @@ def losses_of(case: str, folder: Path, execution: str, device: str = "cpu") -> t
 
 def compare(case: str, folder: Path, execution: str, device: str) -> None:
     """Compare a kind of execution with the eager one."""
-    configs = torch._dynamo.config.get_config_copy(), torch._inductor.config.get_config_copy()
-    try:
+    # What make_step() sets is put back.
+    dynamo = torch._dynamo.config.patch(trace_autograd_ops=torch._dynamo.config.trace_autograd_ops)
+    inductor = torch._inductor.config.patch(fallback_random=torch._inductor.config.fallback_random)
+    with dynamo, inductor:
         eager, eager_weights = losses_of(case, folder, "eager", device)
         other, other_weights = losses_of(case, folder, execution, device)
-    finally:
-        torch._dynamo.reset()
-        torch._dynamo.config.load_config(configs[0])
-        torch._inductor.config.load_config(configs[1])
+    torch._dynamo.reset()
     assert len(eager) == len(other) >= 12
     for expected, found in zip(eager, other, strict=True):
         assert found.keys() == expected.keys()
