@@ -182,12 +182,13 @@ class Value(nn.Module):
 
     def __init__(self, num_seeds: int, obs_dim: int, hidden: int, layer_norm: bool):
         super().__init__()
+        self.ensemble = 2
         build = layer_norm_mlp if layer_norm else mlp
-        self.net = build(2 * num_seeds, [obs_dim, hidden, hidden, 1])
+        self.net = build(self.ensemble * num_seeds, [obs_dim, hidden, hidden, 1])
 
     def forward(self, obs):
-        v = self.net(obs.repeat_interleave(2, dim=0))
-        return v.squeeze(-1).unflatten(0, (-1, 2))
+        v = self.net(obs.repeat_interleave(self.ensemble, dim=0))
+        return v.squeeze(-1).unflatten(0, (-1, self.ensemble))
 
 
 class GaussianPolicy(nn.Module):
@@ -221,6 +222,9 @@ class POR(nn.Module):
     def __init__(self, args: Args, task: "Task", device):
         super().__init__()
         self.args = args
+        self.decay_updates = args.decay_updates
+        if args.decay_updates is None:
+            self.decay_updates = args.num_updates
         obs_dim, act_dim = task.obs_dim, task.act_dim
         guide_dims = [obs_dim, args.hidden, args.hidden, obs_dim]
         execute_dims = [2 * obs_dim, args.execute_hidden, args.execute_hidden, act_dim]
@@ -240,7 +244,9 @@ class POR(nn.Module):
         if args.guide == "q":
             # Eq. 4 needs a trained behaviour model.
             self.optimizers["behavior"] = Adam(self.behavior.parameters(), args.value_lr)
-            num_updates = args.behavior_updates or args.num_updates
+            num_updates = args.behavior_updates
+            if num_updates is None:
+                num_updates = args.num_updates
             first = Phase("behavior", num_updates, [self.update_behavior], scored=False)
             self.phases.insert(0, first)
 
@@ -276,7 +282,7 @@ class POR(nn.Module):
         execute_loss = -(batch["next_valid"] * log_pi).mean(1)
 
         # Guide and execute-policy share no weights, so one optimizer can serve both.
-        cosine_decay(self.optimizers["policies"], args.decay_updates or args.num_updates)
+        cosine_decay(self.optimizers["policies"], self.decay_updates)
         minimize(self.optimizers["policies"], guide_loss + execute_loss)
         return {
             "loss/value": value_loss,
@@ -330,7 +336,10 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
     return {key: data[key][useful] for key in keys}
 
 
-Algorithm = POR  # what main() trains
+# What main() trains. The shared code asks of it: `args`; `optimizers`, a dict of Adam; `phases`;
+# act(obs), which evaluate() calls. Updates return statistics of shape (N,). All state lies in
+# parameters, buffers and `optimizers`, and all randomness comes from torch: only these are saved.
+Algorithm = POR
 
 # --------------------------------------------------------------------------------------------------
 # From here on, the code is the same in every script
@@ -346,6 +355,8 @@ class Phase(NamedTuple):
     num_updates: int
     updates: list[Callable]  # functions (batch) -> statistics that take turns
     scored: bool = True  # is the policy evaluated in this phase?
+    refresh: Callable | None = None  # function (buffer), called before every refresh_every updates
+    refresh_every: int = 1_000
 
 
 class Adam:
@@ -427,7 +438,8 @@ class Task:
     ref_min: float | None = None  # return with normalized score 0
     ref_max: float | None = None  # return with normalized score 100
     obs_dim: int = 0
-    act_dim: int = 0
+    act_dim: int = 0  # numbers of an action; 1 if actions are discrete
+    num_actions: int | None = None  # discrete actions are 0, ..., num_actions - 1
     obs_keys: list[str] = field(default_factory=list)  # of a Dict, in the order of the vector
     action_low: list[float] | None = None  # the environment's bounds of actions; None: there are
     action_high: list[float] | None = None  # none. Agents see actions that are scaled to [-1, 1].
@@ -451,6 +463,8 @@ def apply_settings(args: Args) -> Args:
         contradicts = any(getattr(args, name) not in (None, settings[name]) for name in choices)
         if fnmatch.fnmatch(family, pattern) and not contradicts:
             break
+    else:
+        sys.exit(f"no row of SETTINGS fits {family} and what was chosen; add one")
     given = {name: getattr(args, name) for name in settings if getattr(args, name) is not None}
     return replace(args, **settings | given)
 
@@ -610,6 +624,8 @@ class ReplayBuffer:
     def __init__(self, data: dict, args: Args, device):
         self.columns = {key: torch.as_tensor(data[key], device=device).float() for key in data}
         self.size = len(data["observations"])
+        if any(len(column) != self.size for column in data.values()):
+            raise ValueError("prepare_data returned columns of different lengths")
         self.batch_shape = (args.num_seeds, args.batch_size)
         self.device = device
 
@@ -820,7 +836,7 @@ def minari_task(name: str, dataset: minari.MinariDataset) -> Task:
 
 
 def make_task(name, source, env_id, env_kwargs=None, max_episode_steps=None) -> Task:
-    """Describe a dataset's environment. Refuse the kinds that the algorithm cannot take."""
+    """Describe a dataset's environment."""
     env_kwargs = env_kwargs or {}
     for key, value in env_kwargs.items():
         if not is_plain(value):
@@ -834,24 +850,33 @@ def make_task(name, source, env_id, env_kwargs=None, max_episode_steps=None) -> 
     if not env.spec.max_episode_steps:
         sys.exit(f"{env_id} has no time limit; register it with max_episode_steps")
     task = Task(name, source, env_id, env_kwargs, env.spec.max_episode_steps)
-    obs_space, space = env.observation_space, env.action_space
-    parts = list(obs_space.values()) if isinstance(obs_space, gym.spaces.Dict) else [obs_space]
+    describe_observations(task, env.observation_space)
+    describe_actions(task, env.action_space)
+    env.close()
+    return task
+
+
+def describe_observations(task: Task, space: gym.Space) -> None:
+    """Set what is known of the observations, which are vectors or a Dict of them."""
+    parts = list(space.values()) if isinstance(space, gym.spaces.Dict) else [space]
     if not all(isinstance(part, gym.spaces.Box) and len(part.shape) == 1 for part in parts):
         sys.exit(
-            f"{env_id}: observations must be vectors or a Dict of them, not {one_line(obs_space)}"
+            f"{task.env_id}: observations must be vectors or a Dict of them, not {one_line(space)}"
         )
-    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
-        sys.exit(f"{env_id}: actions must be vectors of real numbers, not {one_line(space)}")
     task.obs_dim = sum(part.shape[0] for part in parts)
-    task.act_dim = space.shape[0]
-    if isinstance(obs_space, gym.spaces.Dict):
-        task.obs_keys = list(obs_space)
+    if isinstance(space, gym.spaces.Dict):
+        task.obs_keys = list(space)
         print(f"note: an observation is the vector of {task.obs_keys}, in this order")
+
+
+def describe_actions(task: Task, space: gym.Space) -> None:
+    """Set what is known of the actions. Refuse the kinds that the algorithm cannot take."""
+    if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1 or space.dtype.kind != "f":
+        sys.exit(f"{task.env_id}: actions must be vectors of real numbers, not {one_line(space)}")
+    task.act_dim = space.shape[0]
     if is_bounded(space):
         task.action_low = space.low.tolist()
         task.action_high = space.high.tolist()
-    env.close()
-    return task
 
 
 # --------------------------------------------------------------------------------------------------
@@ -870,8 +895,8 @@ def check_data(data: dict, task: Task) -> None:
     digest = hashlib.sha256()
     for key, column in data.items():
         where = f"{task.name}: {key}"
-        if column.shape == (*shapes[key], 1):  # rewards of shape (n, 1), for example
-            column = column[..., 0]
+        if column.size == math.prod(shapes[key]) and column.ndim != len(shapes[key]):
+            column = column.reshape(shapes[key])  # rewards (n, 1) or actions (n,), for example
         if column.shape != shapes[key]:
             sys.exit(f"{where} has shape {column.shape}; {task.env_id} needs {shapes[key]}")
         if column.dtype.kind not in "biuf":
@@ -1054,6 +1079,8 @@ def make_env(task: Task) -> gym.Env:
     """Make the task's environment. It gives flat observations and takes actions in [-1, 1]."""
     env = gym.make(task.env_id, task.max_episode_steps, disable_env_checker=True, **task.env_kwargs)
     env = gym.wrappers.FlattenObservation(env)
+    if task.num_actions is not None:
+        return env
     space = env.action_space
     center, radius = action_scale(task)
 
@@ -1075,6 +1102,7 @@ def evaluate(agent: nn.Module, task: Task, episodes: int) -> np.ndarray:
     obs = np.array(starts, dtype=np.float32)
     returns = np.zeros(len(envs))
     playing = np.ones(len(envs), dtype=bool)
+    agent.eval()  # as dropout needs it
     # Random numbers of a policy must not change the training.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while playing.any():
@@ -1087,6 +1115,7 @@ def evaluate(agent: nn.Module, task: Task, episodes: int) -> np.ndarray:
                 obs[i], reward, terminated, truncated, _ = envs[i].step(actions[i])
                 returns[i] += np.asarray(reward).item()
                 playing[i] = not (terminated or truncated)
+    agent.train()
     for env in envs:
         env.close()
     check_finite(obs, returns, task)
@@ -1159,6 +1188,9 @@ def make_step(update: Callable, buffer: ReplayBuffer, execution: str) -> Callabl
 
     def step() -> dict:
         statistics = update(buffer.sample())
+        for name, value in statistics.items():
+            if value.shape != buffer.batch_shape[:1]:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, not one number per agent")
         # A compiled graph cannot return tensors whose gradients it has already used.
         return {name: value.detach() for name, value in statistics.items()}
 
@@ -1215,6 +1247,8 @@ def train_phase(run: Run, phase: Phase) -> None:
     bar = tqdm(desc=phase.name, total=phase.num_updates, initial=run.step, disable=None)
     statistics = {}
     while run.step < phase.num_updates:
+        if phase.refresh is not None and run.step % phase.refresh_every == 0:
+            phase.refresh(run.buffer)
         statistics |= steps[run.step % len(steps)]()
         run.step += 1
         bar.update()
@@ -1297,9 +1331,11 @@ def save(run: Run, folder: Path) -> None:
         "cuda_rng_state": torch.cuda.get_rng_state(run.device) if cuda else None,
         "extra_state": run.extra_state,
     }
-    checkpoint = io.BytesIO()
-    torch.save(result | state, checkpoint)
     text = json.dumps(result, indent=1, allow_nan=False)
+    checkpoint = io.BytesIO()
+    # The text holds plain numbers only, as weights-only loading needs it: np.float64, for example,
+    # could be saved, but not loaded.
+    torch.save(json.loads(text) | state, checkpoint)
     files = {"checkpoint.pt": checkpoint.getvalue(), "result.json": text.encode()}
     parts = {name: folder / f"{name}.{os.getpid()}.part" for name in files}
     try:
@@ -1361,15 +1397,16 @@ def parse_args() -> Args:
     words = sys.argv[1:]
     if "--help" not in words and "-h" not in words:
         return tyro.cli(Args)
-    title, idea, *_, commands = __doc__.strip().split("\n\n")
-    description = "\n\n".join([title, idea, *commands.splitlines()[:2]])
+    paragraphs = (__doc__ or Algorithm.__name__).strip().split("\n\n")
+    commands = paragraphs[2:][-1:]
+    description = "\n\n".join([*paragraphs[:2], *"".join(commands).splitlines()[:2]])
     args = tyro.cli(Args, args=[word for word in words if word not in ("--help", "-h")])
     return tyro.cli(Args, default=apply_settings(args), description=description)
 
 
 def new_args(args: Args) -> Args:
     """Complete the arguments of a new run."""
-    counts = ["num_seeds", "num_updates", "batch_size", "hidden", "eval_every"]
+    counts = ["num_seeds", "num_updates", "batch_size", "eval_every"]
     for name in [*counts, "eval_episodes", "final_eval_episodes"]:
         if getattr(args, name) < 1:
             sys.exit(f"--{name.replace('_', '-')} must be at least 1")
@@ -1413,22 +1450,48 @@ def stored_args(args: Args, checkpoint: dict) -> Args:
 
 
 def check_agent(agent: nn.Module) -> None:
-    """Refuse optimizers and layers with which the training would go wrong in silence."""
-    optimizers = list(agent.optimizers.values())
-    if not all(isinstance(optimizer, Adam) for optimizer in optimizers):
-        sys.exit("every optimizer must be this script's Adam, which torch.compile can trace")
-    for name, value in vars(agent).items():
-        if isinstance(value, Adam | torch.optim.Optimizer):
-            sys.exit(f"put {name} into self.optimizers, or a resumed run would lose its state")
+    """Refuse agents whose training or resuming would go wrong in silence."""
     for name, module in agent.named_modules():
-        weights = list(module.parameters(recurse=False))
-        of_torch = type(module).__module__.startswith("torch.nn.modules")
-        if agent.args.num_seeds > 1 and weights and of_torch:
-            kind = type(module).__name__
+        check_module(name, module, agent.args.num_seeds)
+    params = {param: name for name, param in agent.named_parameters()}
+    trained = set()
+    for name, optimizer in agent.optimizers.items():
+        if not isinstance(optimizer, Adam):
             sys.exit(
-                f"all agents share {name}, an nn.{kind}; stack it as StackedLinear does, or "
-                "use --num-seeds 1"
+                f"self.optimizers[{name!r}] is {type(optimizer).__name__}; use this script's Adam, "
+                "which torch.compile can trace, and which is AdamW with weight_decay"
             )
+        trained.update(optimizer.params)
+    if not trained <= params.keys():
+        sys.exit("an optimizer trains weights that are no part of the agent and are not saved")
+    for param, name in params.items():
+        if param.requires_grad and param not in trained:
+            sys.exit(f"no optimizer trains {name}; add one, or freeze it by requires_grad_(False)")
+        if param.ndim == 0 or param.shape[0] % agent.args.num_seeds > 0:
+            sys.exit(
+                f"all agents share {name} of shape {tuple(param.shape)}; its first dimension must "
+                "be --num-seeds or a multiple of it"
+            )
+
+
+def check_module(name: str, module: nn.Module, num_seeds: int) -> None:
+    """Refuse a module whose weights all agents share, or whose state a checkpoint would lack."""
+    kind = type(module).__name__
+    own_state = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    if num_seeds > 1 and own_state and type(module).__module__.startswith("torch.nn.modules"):
+        sys.exit(
+            f"all agents share {name}, an nn.{kind}; stack it as StackedLinear does, or "
+            "use --num-seeds 1"
+        )
+    for attribute, value in vars(module).items():
+        if isinstance(value, Adam | torch.optim.Optimizer):
+            sys.exit(f"put {attribute} into self.optimizers, or a resumed run would lose its state")
+        for item in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(item, torch.Tensor | nn.Module):
+                sys.exit(
+                    f"{kind}.{attribute} would not be saved; use register_buffer for tensors and "
+                    "nn.ModuleList for networks"
+                )
 
 
 def current_commit() -> str:
