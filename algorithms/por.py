@@ -1406,9 +1406,9 @@ def parse_args() -> Args:
 
 def new_args(args: Args) -> Args:
     """Complete the arguments of a new run."""
-    counts = ["num_seeds", "num_updates", "batch_size", "eval_every"]
+    counts = ["num_seeds", "num_updates", "batch_size", "hidden", "eval_every"]
     for name in [*counts, "eval_episodes", "final_eval_episodes"]:
-        if getattr(args, name) < 1:
+        if vars(args).get(name, 1) < 1:  # not every algorithm has all of them
             sys.exit(f"--{name.replace('_', '-')} must be at least 1")
     for name, value in vars(args).items():
         option = f"--{name.replace('_', '-')}"

@@ -352,7 +352,7 @@ def test_a_renamed_copy_keeps_the_rules(path, tmp_path):
     """As a researcher begins: another file name, another class name."""
     name = re.search(r"^Algorithm = (\w+)", text_of(path), re.MULTILINE)[1]
     text = text_of(path)
-    for old in (f"class {name}(", f"Algorithm = {name} "):
+    for old in (f"class {name}(", f"Algorithm = {name}\n"):
         assert old in text
         text = text.replace(old, old.replace(name, "Mine"))
     copy = tmp_path / f"my_{path.name}"
