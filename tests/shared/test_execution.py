@@ -167,6 +167,125 @@ def test_a_layer_that_all_agents_would_share_is_refused(copy_of_por, folder):
     assert result_of(folder / "alone")["finished"]
 
 
+# What would go wrong in silence: the line put before `self.phases`, and the words of the refusal
+TRAPS = {
+    "a tensor that is not saved": (
+        "self.scale = torch.ones(2)",
+        "POR.scale would not be saved; use register_buffer",
+    ),
+    "networks in a list": (
+        "self.models = [mlp(args.num_seeds, [obs_dim, 4])]",
+        "POR.models would not be saved; use register_buffer for tensors and nn.ModuleList",
+    ),
+    "weights that nothing trains": (
+        "self.model = mlp(args.num_seeds, [obs_dim, 4]).to(device)",
+        "no optimizer trains model.0.weight",
+    ),
+    "trained weights that are no part of the agent": (
+        'self.optimizers["x"] = Adam(mlp(args.num_seeds, [obs_dim, 4]).parameters(), 1e-3)',
+        "weights that are no part of the agent",
+    ),
+    "one weight for all agents": (
+        "self.log_alpha = nn.Parameter(torch.zeros(1))\n"
+        '        self.optimizers["x"] = Adam([self.log_alpha], 1e-3)',
+        "all agents share log_alpha of shape (1,)",
+    ),
+    "a number for all agents": (
+        "self.log_alpha = nn.Parameter(torch.zeros(()))\n"
+        '        self.optimizers["x"] = Adam([self.log_alpha], 1e-3)',
+        "all agents share log_alpha of shape ()",
+    ),
+    "a batch norm": (
+        "self.norm = nn.BatchNorm1d(obs_dim, affine=False)",
+        "all agents share norm, an nn.BatchNorm1d",
+    ),
+}
+
+
+@pytest.mark.parametrize("trap", TRAPS)
+def test_what_would_go_wrong_in_silence_is_refused(trap, copy_of_por, folder):
+    line, words = TRAPS[trap]
+    module = copy_of_por(("        self.phases = [", f"        {line}\n        self.phases = ["))
+    assert words in refusal(module, folder)
+
+
+@pytest.mark.parametrize(
+    "old, new, words",
+    [
+        ('"value": v.mean((1, 2))', '"value": v.mean()', r"value has shape \(\), not one number"),
+        (
+            "return {key: data[key][useful] for key in keys}",
+            'return {key: data[key][useful] for key in keys} | {"more": data["rewards"][:5]}',
+            "columns of different lengths",
+        ),
+    ],
+)
+def test_mistakes_of_shape_are_told(old, new, words, copy_of_por, folder):
+    module = copy_of_por((old, new))
+    with pytest.raises(ValueError, match=words):
+        call_main(module, [*RUN, "--run-dir=run"], folder)
+
+
+def test_dropout_is_off_in_evaluations_and_on_in_training(copy_of_por, folder):
+    """And a run whose evaluations switch it stays exact."""
+    module = copy_of_por(
+        (
+            "        goal, _ = self.guide(obs)\n",
+            "        assert not self.training\n        goal, _ = self.guide(obs)\n",
+        ),
+        (
+            '        s, s2 = batch["observations"], batch["next_observations"]\n\n        # Eq. 3',
+            '        s, s2 = batch["observations"], batch["next_observations"]\n'
+            "        assert self.training\n"
+            "        s2 = F.dropout(s2, 0.1, self.training)\n\n        # Eq. 3",
+        ),
+    )
+    trained(module, folder)
+
+
+def test_a_copy_without_a_docstring_has_help(copy_of_por, folder):
+    text = (ROOT / "algorithms" / "por.py").read_text()
+    docstring = text[: text.index('"""', 3) + 3]
+    for new in ("", '"""One line."""'):
+        module = copy_of_por((docstring, new))
+        end = call_main(module, ["--help"], folder)
+        assert end.code == 0 and "--num-updates" in end.out, end.err
+
+
+def test_numbers_of_numpy_in_the_task_can_be_loaded_again(copy_of_por, folder):
+    scale = "    # A row without a next state is of use"
+    module = copy_of_por((scale, f"    task.reward_scale = np.float64(2)\n{scale}"))
+    assert trained(module, folder)["task"]["reward_scale"] == 2.0
+
+
+# ---- Phases ----
+
+
+@pytest.mark.parametrize("every", [4, 8])
+def test_a_phase_can_refresh_its_data(every, copy_of_por, folder):
+    """Before the first update and then every so many; exactly resumed where each save has one."""
+    module = copy_of_por(
+        (
+            'self.phases = [Phase("train", args.num_updates, [self.update])]',
+            'self.phases = [Phase("train", args.num_updates, [self.update], '
+            f"refresh=self.refresh, refresh_every={every})]",
+        ),
+        (
+            "    def update(self, batch: dict)",
+            "    def refresh(self, buffer):\n"
+            "        calls.append(1)\n"
+            '        rewards = buffer.columns["rewards"]\n'
+            "        rewards.copy_(torch.randn_like(rewards))\n\n"
+            "    def update(self, batch: dict)",
+        ),
+        ("LOG_EVERY = 1_000", "calls = []\nLOG_EVERY = 1_000"),
+    )
+    end = call_main(module, [*RUN, "--run-dir=counted"], folder)
+    assert end.code == 0, end.err
+    assert len(module.calls) == len(range(0, 20, every))
+    trained(module, folder)
+
+
 # ---- Optimizer and losses ----
 
 
