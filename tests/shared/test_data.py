@@ -251,6 +251,14 @@ def test_columns_of_shape_n_1_are_columns(column):
     assert task.episodes == 250
 
 
+def test_actions_of_shape_n_are_actions_with_one_number():
+    register("Line-v0", recorder([-1], [1]))
+    rows = walks()
+    data, _ = load(rows | {"actions": rows["actions"][:, 0]}, env="Line-v0")
+    np.testing.assert_array_equal(data["actions"], rows["actions"][:, :1])
+    assert "(5000,)" in refusal(load, rows | {"actions": rows["actions"][:, 0]})
+
+
 DAY = 86_400
 TIMES = np.arange(5000.0)  # a second a row
 EPISODES = np.repeat(np.arange(250), 20)
