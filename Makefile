@@ -1,6 +1,6 @@
 # All names are relative: GNU make splits absolute ones where the repository's path has a space.
 
-RUN_UPDATES ?= 8000
+RUN_UPDATES ?= 5000
 RUN_DIR := runs/quickstart
 PY := .venv/bin/python
 

@@ -222,6 +222,8 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
     """Choose the episodes to clone. Return the columns from which batches are drawn."""
     if not 0 < args.top_fraction <= 1:
         sys.exit("--top-fraction must be above 0 and at most 1, which takes all episodes")
+    if not 0 <= args.validation_fraction < 1:
+        sys.exit("--validation-fraction must be at least 0 and below 1")
     if args.policy == "deterministic" and task.action_low is None:
         sys.exit(f"{task.env_id} has actions without bounds; use --policy gaussian")
     chosen, held_out = choose_episodes(args, data, task)
@@ -291,7 +293,9 @@ class Phase(NamedTuple):
     num_updates: int
     updates: list[Callable]  # functions (batch) -> statistics that take turns
     scored: bool = True  # is the policy evaluated in this phase?
-    refresh: Callable | None = None  # function (buffer), called before every refresh_every updates
+    # Function (buffer), called before every refresh_every updates. A run that is resumed elsewhere
+    # than at a multiple of refresh_every lacks what it did to the buffer since.
+    refresh: Callable | None = None
     refresh_every: int = 1_000
 
 

@@ -276,6 +276,8 @@ def begins_without_data(args: Args) -> bool:
 
 def random_dataset(args: Args) -> tuple[dict, "Task"]:
     """Return what load_dataset does, of steps with uniform actions."""
+    if args.random_steps < 1:
+        sys.exit("--random-steps must be at least 1")
     task = make_task(args.env, "random actions", args.env)
     env = make_env(task)
     rng = np.random.default_rng(args.seed)
@@ -436,7 +438,9 @@ class Phase(NamedTuple):
     num_updates: int
     updates: list[Callable]  # functions (batch) -> statistics that take turns
     scored: bool = True  # is the policy evaluated in this phase?
-    refresh: Callable | None = None  # function (buffer), called before every refresh_every updates
+    # Function (buffer), called before every refresh_every updates. A run that is resumed elsewhere
+    # than at a multiple of refresh_every lacks what it did to the buffer since.
+    refresh: Callable | None = None
     refresh_every: int = 1_000
 
 

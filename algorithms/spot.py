@@ -495,7 +495,9 @@ class Phase(NamedTuple):
     num_updates: int
     updates: list[Callable]  # functions (batch) -> statistics that take turns
     scored: bool = True  # is the policy evaluated in this phase?
-    refresh: Callable | None = None  # function (buffer), called before every refresh_every updates
+    # Function (buffer), called before every refresh_every updates. A run that is resumed elsewhere
+    # than at a multiple of refresh_every lacks what it did to the buffer since.
+    refresh: Callable | None = None
     refresh_every: int = 1_000
 
 

@@ -253,7 +253,7 @@ def test_the_clone_of_several_is_their_mean(policy):
     [
         ({"top_fraction": 0}, "--top-fraction must"),
         ({"top_fraction": 1.5}, "--top-fraction must"),
-        ({"validation_fraction": 1.0}, "--validation-fraction 1.0 holds out all 4 episodes; lower"),
+        ({"validation_fraction": 1.0}, "--validation-fraction must be at least 0 and below 1"),
         ({"top_fraction": 0.15, "validation_fraction": 0.05}, "holds out all 1 episodes"),
     ],
 )

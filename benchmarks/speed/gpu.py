@@ -71,6 +71,7 @@ class FixedBatches:
             torch.manual_seed(0)
             batches = [on_cpu.sample() for _ in range(16)]
         self.device = buffer.device
+        self.batch_shape = buffer.batch_shape
         self.batches = {}
         for key in batches[0]:
             self.batches[key] = torch.stack([batch[key] for batch in batches]).to(self.device)

@@ -145,7 +145,11 @@ def test_draws_that_repeat_are_found(monkeypatch):
     script, run = build(config())
     batch = run.buffer.sample()
     monkeypatch.setattr(run.buffer, "sample", lambda: batch)
-    monkeypatch.setattr(gpu, "build", lambda _: (script, run))
+
+    def build_again(_):
+        return script, run
+
+    monkeypatch.setattr(gpu, "build", build_again)
     assert not gpu.draws_are_new(config())
 
 

@@ -34,7 +34,7 @@ PANELS = {
 def draw_panels(part: str, found: dict) -> Figure:
     """Draw the panels of a part of the study."""
     panels = PANELS[part]
-    figure = Figure(figsize=(14, 7.2 if part == "stitching" else 9.4), layout="constrained")
+    figure = Figure(figsize=(14, 7.8 if part == "stitching" else 9.4), layout="constrained")
     grid = figure.subplots(2, len(panels) // 2)
     for axes, (name, variant) in zip(grid.flat, panels, strict=True):
         outcome = found[name][variant]
@@ -53,7 +53,7 @@ def draw_panels(part: str, found: dict) -> Figure:
 def draw_map(axes, world) -> None:
     """Draw the tiles, with their names."""
     x, y = world.middle + 0.5
-    tiles = [[to_rgba(COLORS.get(tile, "#ffffff")) for tile in row] for row in world.map]
+    tiles = [[to_rgba(COLORS.get(tile, "#ffffff00")) for tile in row] for row in world.map]
     axes.imshow(tiles, origin="lower", extent=(-x, x, -y, y), zorder=1)
     for tile, word in WORDS.items():
         cells = np.argwhere(world.map == tile)[:, ::-1] - world.middle
@@ -66,7 +66,7 @@ def draw_lane(axes, world, lane: list) -> None:
     """Draw the cells of a lane, which is two cells wide."""
     for cell in cells_between(lane):
         corner = cell + 0.5 - world.middle
-        axes.add_patch(Rectangle(corner, 2, 2, color="0.87", linewidth=0, zorder=2))
+        axes.add_patch(Rectangle(corner, 2, 2, color="0.87", linewidth=0, zorder=0))
 
 
 def draw_paths(axes, outcome, variant: str) -> None:
