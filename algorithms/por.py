@@ -330,6 +330,8 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
         print("note: the rewards are not scaled, because that needs the returns of episodes")
     data["rewards"] = np.float32(task.reward_scale) * data["rewards"] + task.reward_shift
 
+    if not data["next_valid"].any():
+        sys.exit(f"{task.name}: no row has a next state, from which POR's guide learns")
     # A row without a next state is of use only where the task ended, because V' is not asked there.
     useful = (data["next_valid"] > 0) | (data["terminals"] > 0)
     keys = ("observations", "actions", "rewards", "terminals", "next_observations", "next_valid")
