@@ -224,7 +224,9 @@ class Row:
     @property
     def level(self) -> float | None:
         """Return what the data score; None in mazes, whose episodes go on after the goal."""
-        if "maze" in self.dataset or self.task["transitions"] == 0:
+        if "maze" in self.dataset or not self.task["transitions"]:
+            return None
+        if self.task["data_return"] is None:  # rows that are not in the order of time
             return None
         return float(normalized(self.task, self.task["data_return"]))
 
