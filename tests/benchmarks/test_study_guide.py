@@ -424,6 +424,7 @@ def test_the_commands_end_to_end(monkeypatch, capsys):
         assert Path(f"out/{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_belong_together_are_refused(quick, monkeypatch):
     store_source()
     cut_source()
