@@ -1,5 +1,7 @@
 """Write the tables of benchmarks/speed/README.md from the numbers in benchmarks/speed/results/.
 
+The small table of the top-level README.md is that of README_NUMBERS.
+
 python -m benchmarks.speed.page
 """
 
@@ -8,13 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import algorithm_name, markdown_table, update_page
+from benchmarks.common import ROOT, algorithm_name, markdown_table, update_page
 from benchmarks.speed.peers import PROJECTS, load_peers
 from benchmarks.speed.rows import TASKS
 
 FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER / "README.md"
 RESULTS = FOLDER / "results"
+README = ROOT / "README.md"
+README_NUMBERS = RESULTS / "xeon.json"
 
 
 def milliseconds(row: dict, pick=np.median) -> float:
@@ -117,6 +121,23 @@ def all_tables(folder: Path = RESULTS) -> str:
     return "\n\n".join(parts)
 
 
+def readme_table(numbers: dict) -> str:
+    """Return milliseconds per update of one agent, by algorithm and kind of execution."""
+    ours = [row for row in numbers["rows"] if row["code"] == "ours" and row["seeds"] == 1]
+    times = {(row["script"], row["execution"]): milliseconds(row) for row in ours}
+    scripts = list(dict.fromkeys(row["script"] for row in ours))
+    ways = list(dict.fromkeys(row["execution"] for row in ours))
+    lines = []
+    for way in ways:
+        lines.append([f"`{way}`", *(f"{times[script, way]:.1f}" for script in scripts)])
+    about = (
+        f"Milliseconds per update of one agent with {numbers['threads']} CPU threads "
+        f"({numbers['machine']}), written by `python -m benchmarks.speed.page`."
+    )
+    header = ["execution", *(algorithm_name(script) for script in scripts)]
+    return f"{markdown_table(header, lines)}\n\n{about}"
+
+
 def peer_list() -> str:
     """Return what is timed of each peer, as a list."""
     lines = []
@@ -136,6 +157,9 @@ def main() -> None:
     for name, text in sections().items():
         changed = update_page(PAGE, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", text)
         print(f"{PAGE}, {name}: {'written' if changed else 'as it was'}")
+    table = readme_table(json.loads(README_NUMBERS.read_text()))
+    changed = update_page(README, "<!-- speed:begin -->", "<!-- speed:end -->", table)
+    print(f"{README}: {'written' if changed else 'as it was'}")
 
 
 if __name__ == "__main__":

@@ -227,3 +227,8 @@ def test_no_stored_row_is_rounded_to_bf16():
     for file in page.RESULTS.rglob("*.json"):
         for row in json.loads(file.read_text())["rows"]:
             assert "bf16" not in row["precision"]
+
+
+def test_the_readme_s_table_is_that_of_the_numbers():
+    table = page.readme_table(json.loads(page.README_NUMBERS.read_text()))
+    assert f"<!-- speed:begin -->\n{table}\n<!-- speed:end -->" in page.README.read_text()
