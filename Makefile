@@ -94,7 +94,7 @@ tables: .venv/installed
 	$(PY) -m benchmarks.scores.check
 
 speed: .venv/installed
-	$(PY) -m benchmarks.speed.measure
+	$(PY) -m benchmarks.speed.measure --script bc iql por sac spot td3_bc
 
 RUN ?= $(RUN_DIR)
 

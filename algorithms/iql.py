@@ -60,6 +60,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -350,7 +351,9 @@ def interact(run: "Run", envs: list[gym.Env], obs: list) -> None:
     task = run.task
     batch = torch.as_tensor(np.stack(obs), dtype=torch.float32, device=run.device)
     actions = run.agent.explore(batch.unsqueeze(1)).squeeze(1).clamp(-1, 1)
-    next_obs, rewards, terminals = [], [], []
+    next_obs = []
+    rewards = []
+    terminals = []
     for i, (env, action) in enumerate(zip(envs, actions.cpu().numpy(), strict=True)):
         obs[i], reward, terminated, truncated, _ = env.step(action)
         next_obs.append(obs[i])
@@ -1149,7 +1152,11 @@ def make_env(task: Task) -> gym.Env:
         # Rounding must not leave the bounds, because some environments check them.
         return np.clip(center + radius * action, space.low, space.high).astype(space.dtype)
 
-    agent_space = gym.spaces.Box((space.low - center) / radius, (space.high - center) / radius)
+    low, high = (
+        np.float32((space.low - center) / radius),
+        np.float32((space.high - center) / radius),
+    )
+    agent_space = gym.spaces.Box(low, high)
     return gym.wrappers.TransformAction(env, unscale, agent_space)
 
 
@@ -1267,7 +1274,10 @@ def make_step(update: Callable, buffer: ReplayBuffer, execution: str) -> Callabl
 
 
 def make_cuda_graph(step: Callable) -> Callable:
-    """Return a function that replays `step` as a CUDA graph, which costs one launch per update."""
+    """Return a function that replays `step` as a CUDA graph, which costs one launch per update.
+
+    This has not been run on a GPU yet.
+    """
     graph = torch.cuda.CUDAGraph()
     stream = torch.cuda.Stream()
     statistics = {}
@@ -1627,13 +1637,17 @@ def start_run(args: Args) -> Run:
     return run
 
 
-def ignore(error) -> None:
-    """Print nothing: TensorBoard's thread passes its errors on to the main thread."""
+def report_thread_error(error) -> None:
+    """Print an error of a thread, unless TensorBoard's passes it on to the main thread anyway."""
+    if not type(error.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(error)
 
 
 def main() -> None:
     gym.logger.min_level = gym.logger.ERROR  # Gymnasium warns that v4 is old; it is meant
-    threading.excepthook = ignore
+    warnings.filterwarnings("ignore", message="compiler attribute")  # of Gymnasium's own models
+    mujoco.set_mju_user_warning(warnings.warn)  # MuJoCo would write them into the working folder
+    threading.excepthook = report_thread_error
     args = parse_args()
     run = None
     try:

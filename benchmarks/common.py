@@ -143,6 +143,14 @@ def update_page(path: Path, begin: str, end: str, new: str) -> bool:
     return True
 
 
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words before -- and those behind it."""
+    if "--" not in words:
+        return words, []
+    place = words.index("--")
+    return words[:place], words[place + 1 :]
+
+
 def short_number(number: float) -> str:
     """Return 1500 as '1.5k', 2000000 as '2M'."""
     for size, unit in ((1e6, "M"), (1e3, "k")):

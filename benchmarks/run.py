@@ -37,7 +37,14 @@ from types import ModuleType
 import minari
 import tyro
 
-from benchmarks.common import ROOT, load_script, mean_and_spread, script_path, write_atomically
+from benchmarks.common import (
+    ROOT,
+    load_script,
+    mean_and_spread,
+    script_path,
+    split_words,
+    write_atomically,
+)
 from benchmarks.scores.reading import PUBLISHED_UPDATES, changed_options, read_result
 
 # Options that this program sets itself, and where a user gives them instead.
@@ -403,11 +410,7 @@ def run_grid(cells: list[Cell], machine: ThisMachine | RayCluster) -> dict[str, 
 
 
 def main(words: list[str] | None = None) -> None:
-    words = sys.argv[1:] if words is None else words
-    own = []
-    if "--" in words:
-        split = words.index("--")
-        words, own = words[:split], words[split + 1 :]
+    words, own = split_words(sys.argv[1:] if words is None else words)
     args = tyro.cli(Args, args=words, description=__doc__)
     cells = plan(args, own)
     finished = {cell.name: existing_copy(cell) for cell in cells}

@@ -34,8 +34,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.common import ROOT, git_commit, machine, write_atomically
-from benchmarks.speed.measure import split_words
+from benchmarks.common import ROOT, git_commit, machine, split_words, write_atomically
 from benchmarks.speed.ours import Config, Updates, build
 
 # Another order of sums differs by 1e-7, and updates let that grow: to 1e-5 in 100 updates on a CPU.

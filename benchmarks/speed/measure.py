@@ -28,7 +28,7 @@ from typing import Literal
 
 import tyro
 
-from benchmarks.common import git_commit, machine, script_path, write_atomically
+from benchmarks.common import git_commit, machine, script_path, split_words, write_atomically
 from benchmarks.speed.ours import Config, start_worker, worker_env
 from benchmarks.speed.page import tables
 from benchmarks.speed.peers import PROJECTS, load_peers
@@ -140,14 +140,6 @@ def command_line(args: Args, words: list[str]) -> str:
     if words:
         parts += ["--", *words]
     return shlex.join(parts)
-
-
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
-    """Return the words before -- and those behind it."""
-    if "--" not in words:
-        return words, []
-    place = words.index("--")
-    return words[:place], words[place + 1 :]
 
 
 def main() -> None:

@@ -131,8 +131,8 @@ def readme_table(numbers: dict) -> str:
     for way in ways:
         lines.append([f"`{way}`", *(f"{times[script, way]:.1f}" for script in scripts)])
     about = (
-        f"Milliseconds per update of one agent with {numbers['threads']} CPU threads "
-        f"({numbers['machine']}), written by `python -m benchmarks.speed.page`."
+        f"Milliseconds per update of one agent ({numbers['machine']}; CPU threads: "
+        f"{numbers['threads']}), written by `python -m benchmarks.speed.page`."
     )
     header = ["execution", *(algorithm_name(script) for script in scripts)]
     return f"{markdown_table(header, lines)}\n\n{about}"

@@ -56,7 +56,7 @@ import minari
 import numpy as np
 import tyro
 
-from benchmarks.speed.measure import split_words
+from benchmarks.common import split_words
 from benchmarks.studies.guide.cut import Cut, cut, inside, parse_box
 from benchmarks.studies.guide.measures import (
     MEASURES,
