@@ -1420,7 +1420,8 @@ def new_args(args: Args) -> Args:
     """Complete the arguments of a new run."""
     counts = ["num_seeds", "num_updates", "batch_size", "hidden", "eval_every"]
     for name in [*counts, "eval_episodes", "final_eval_episodes"]:
-        if vars(args).get(name, 1) < 1:  # not every algorithm has all of them
+        value = vars(args).get(name)  # not every algorithm has all of them
+        if value is not None and value < 1:
             sys.exit(f"--{name.replace('_', '-')} must be at least 1")
     for name, value in vars(args).items():
         option = f"--{name.replace('_', '-')}"
