@@ -94,7 +94,7 @@ tables: .venv/installed
 	$(PY) -m benchmarks.scores.check
 
 speed: .venv/installed
-	$(PY) -m benchmarks.speed.measure --script bc iql por sac spot td3_bc
+	$(PY) -m benchmarks.speed.measure --script $(notdir $(basename $(wildcard algorithms/*.py)))
 
 RUN ?= $(RUN_DIR)
 
