@@ -6,8 +6,10 @@
 
 A run is a run folder or a result.json; one that still trains may be drawn. The line is the mean
 over seeds, the band goes from the lowest seed to the highest. An algorithm has the same colour and
-marker in every figure of the project; its variants differ in their dashes. The grey line is what
-the episodes of the data score on average, which offline RL wants to exceed.
+marker in every figure of the project; its variants differ in their dashes. The dashed grey line is
+what the episodes of the data score on average, which offline RL wants to exceed. Thin grey lines
+with small markers are published curves of the same algorithms on D4RL's file of the same name
+(benchmarks/scores/published_curves.csv).
 """
 
 import math
@@ -45,6 +47,8 @@ STYLE = {
 }
 # Arguments of no algorithm: the first casting had some more.
 IGNORED = CIRCUMSTANCES | {"precision", "eval_workers", "checkpoint_every", "eval_only"}
+PUBLISHED_COLOR = "0.5"
+PUBLISHED_DASHES = {"v0": (0, (1, 1.5)), "v2": "-"}  # by the version of D4RL's file
 
 
 @dataclass
@@ -153,6 +157,7 @@ def draw_panel(axes: plt.Axes, rows: list[Row], styles: dict) -> dict:
             low, high = row.curve.min(1), row.curve.max(1)
             axes.fill_between(row.at, low, high, color=color, alpha=0.13, linewidth=0)
         entries.setdefault(row.label, line)
+    entries |= draw_published(axes, rows)
     for level in sorted({row.level for row in rows} - {None}):
         line = axes.axhline(level, color=DATA_COLOR, linestyle=(0, (2, 2)), linewidth=2, zorder=1)
         entries["behaviour policy"] = line
@@ -165,6 +170,26 @@ def draw_panel(axes: plt.Axes, rows: list[Row], styles: dict) -> dict:
     axes.xaxis.set_major_locator(plt.MaxNLocator(5))
     axes.set_xlabel("environment steps" if rows[0].phase == "online" else "gradient updates")
     axes.set_ylabel(value_label(rows[0]))
+    return entries
+
+
+def draw_published(axes: plt.Axes, rows: list[Row]) -> dict:
+    """Draw the published curves up to the end of ours. Return the legend's entries."""
+    curves = {}
+    for row in rows:
+        for point in row.published_curve:
+            if point.update <= max(other.updates for other in rows):
+                curves.setdefault((row.script, point.place), {})[point.update] = point.mean
+    entries = {}
+    for (script, place), curve in curves.items():
+        version = place.rpartition("-")[2]
+        dashes = PUBLISHED_DASHES.get(version, "-")
+        look = {"color": PUBLISHED_COLOR, "linestyle": dashes, "linewidth": 1.2, "zorder": 1.5}
+        marker = {"marker": algorithm_marker(script), "markersize": 4}
+        at = sorted(curve)
+        axes.plot(at, [curve[update] for update in at], **look, **marker)
+        # The marker is that of the algorithm, so the legend shows the line without one.
+        entries[f"published, D4RL's {version} data"] = plt.Line2D([], [], **look)
     return entries
 
 
@@ -201,8 +226,10 @@ def add_title(figure: Figure, title: str) -> None:
 
 
 def add_legend(figure: Figure, entries: dict) -> None:
-    """Put the legend below the panels, what the data score last."""
-    labels = sorted(sorted(entries), key=lambda label: label == "behaviour policy")
+    """Put the legend below the panels, what is no run of ours last."""
+    last = [label for label in sorted(entries) if label.startswith("published, ")]
+    last += [label for label in entries if label == "behaviour policy"]
+    labels = [*sorted(entries.keys() - set(last)), *last]
     inches = 0.9 + 0.12 * max(len(label) for label in labels)  # of one entry
     figure.legend(
         [entries[label] for label in labels],

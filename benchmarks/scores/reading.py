@@ -1,13 +1,20 @@
-"""Read result.json files: those of today's scripts, and those of the first casting."""
+"""Read result.json files: today's, those of the first casting, those of other people's code.
 
+Other people's code on our data is a *control* (benchmarks/scores/controls): a result with the key
+"control", which stands beside a script of ours, but is none of its runs.
+"""
+
+import csv
+import functools
 import json
-from dataclasses import asdict, dataclass, replace
+import re
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 
-from benchmarks.common import algorithm_name, load_script
+from benchmarks.common import algorithm_name, load_script, short_number
 
 LAST = 10  # evaluations in a "mean of the last ten"
 PUBLISHED_UPDATES = 1_000_000  # length of the published runs of POR, IQL, TD3+BC, SPOT and CORL
@@ -31,6 +38,21 @@ GROUPS = {  # Task.source: origin of the data
     "D4RL file": "D4RL's own data",
     "rebuilt": "Rebuilt data",
     "Minari": "Minari's data",
+}
+CURVES = Path(__file__).with_name("published_curves.csv")
+PUBLISHED_AS = {  # script: names of its algorithm in published_curves.csv
+    "awac": ("AWAC", "AWAC_pretraining"),
+    "bcq": ("BCQ",),
+    "bear": ("BEAR",),
+    "cql": ("CQL",),
+    "dt": ("DT",),
+    "iql": ("IQL", "IQL_pretraining"),
+    "plas": ("PLAS",),
+    "rebrac": ("ReBRAC",),
+    "sac": ("SAC",),
+    "spot": ("SPOT",),
+    "td3": ("TD3",),
+    "td3_bc": ("TD3PlusBC",),
 }
 
 
@@ -81,6 +103,8 @@ def read_result(path: Path) -> dict:
         check_keys(result, needed)
         check_keys(result["task"], (*needed_of_task, "fingerprint"))
         check_keys(result["args"], needed_of_args)
+        if "control" in result:
+            check_keys(result["control"], ("repository", "commit", "file", "command", "note"))
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
@@ -182,6 +206,69 @@ def foreign_choices(module: ModuleType, args: dict) -> dict:
     }
 
 
+def schedule_of(module: ModuleType, result: dict) -> int | None:
+    """Return the length of the schedule of learning rates; None if there is none.
+
+    A script that has one ends it with the run, unless it is told otherwise.
+    """
+    args = result["args"]
+    names = {one.name for one in fields(module.Args)}
+    if "decay_updates" not in names or ("control" in result and "decay_updates" not in args):
+        return None
+    if args.get("decay_updates") is None:  # the first casting did not have this option
+        return args["num_updates"]
+    return args["decay_updates"]
+
+
+# --------------------------------------------------------------------------------------------------
+# Published curves: what others reached after how many updates
+# --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Point:
+    """A score that is published for a number of updates (a line of published_curves.csv)."""
+
+    source: str  # whose, which file, which commit
+    algorithm: str
+    dataset: str  # D4RL's name with its version
+    phase: str  # offline, or online after that
+    update: int
+    mean: float
+    std: float  # over seeds
+    seeds: int
+    how: str  # which evaluations it is the mean of
+
+    @property
+    def place(self) -> str:
+        """Return 'CORL antmaze-umaze-v2'."""
+        return f"{self.source.split()[0].removesuffix('-benchmarks')} {self.dataset}"
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.mean:.1f} ± {self.std:.1f} ({self.seeds} seeds)"
+
+
+@functools.cache
+def read_curves(path: Path = CURVES) -> tuple[Point, ...]:
+    """Return all published points."""
+    with open(path, newline="", encoding="utf-8") as file:
+        lines = list(csv.DictReader(file))
+    types = {"update": int, "mean": float, "std": float, "seeds": int}
+    return tuple(
+        Point(**{key: types.get(key, str)(value) for key, value in line.items()}) for line in lines
+    )
+
+
+@functools.cache
+def namesake(dataset: str) -> str:
+    """Return D4RL's name without a version: 'rebuilt/hopper/medium-100k-v0' -> 'hopper-medium'.
+
+    The size of a set, and the snapshot that acted, are no part of it.
+    """
+    name = dataset.removeprefix("rebuilt/").replace("/", "-")
+    return re.sub(r"(-snapshot\d+)?(-\d+k)?-v\d+$", "", name)
+
+
 # --------------------------------------------------------------------------------------------------
 # Rows: one phase of one result
 # --------------------------------------------------------------------------------------------------
@@ -207,6 +294,9 @@ class Row:
     commits: list[str]
     device: str
     versions: dict
+    variant: str = ""  # algorithm and choices, without numbers that were set by hand
+    schedule: int | None = None  # length of the schedule of learning rates, if there is one
+    control: dict = field(default_factory=dict)  # whose code it is, if it is not ours
 
     @property
     def dataset(self) -> str:
@@ -262,6 +352,47 @@ class Row:
         return "online" if self.phase == "online" else "offline"
 
     @property
+    def length(self) -> str:
+        """Return updates and length of the schedule: '100k / 1M', or '100k / -' without one."""
+        if self.phase == "online":
+            return short_number(self.updates)
+        schedule = "-" if self.schedule is None else short_number(self.schedule)
+        return f"{short_number(self.updates)} / {schedule}"
+
+    @property
+    def published_curve(self) -> list[Point]:
+        """Return what others published on the way of offline training.
+
+        On D4RL's own data that is for the same version of the file, on rebuilt data for all
+        versions of their namesake. Other data have no namesake.
+        """
+        if self.paper_stage not in ("offline", "before") or not self.scored or self.control:
+            return []
+        if self.group not in ("D4RL's own data", "Rebuilt data"):
+            return []
+        points = []
+        for point in read_curves():
+            same = point.dataset == self.dataset
+            if self.group == "Rebuilt data":
+                same = namesake(point.dataset) == namesake(self.dataset)
+            names = PUBLISHED_AS.get(self.script, ())
+            if same and point.phase == "offline" and point.algorithm in names:
+                points.append(point)
+        return points
+
+    @property
+    def published(self) -> list[Point]:
+        """Return what others published for exactly as many updates; nothing is interpolated."""
+        return [point for point in self.published_curve if point.update == self.updates]
+
+    def stands_beside(self, other: "Row") -> bool:
+        """Is this a control of that row of ours? Their data may be of different builds."""
+        alike = ("variant", "dataset", "phase", "updates")
+        same = all(getattr(self, key) == getattr(other, key) for key in alike)
+        length = self.schedule in (None, other.schedule)
+        return bool(self.control) and not other.control and same and length
+
+    @property
     def precision(self) -> str:
         """Return the first casting's --precision; today's scripts have none."""
         return self.args.get("precision", "")
@@ -307,11 +438,21 @@ def labelled_rows(path: Path, result: dict) -> list[Row]:
     others = dict(changed)
     if result["script"] == "bc" and "top_fraction" in others:
         name = f"{100 * others.pop('top_fraction'):g}% BC"
-    words = [*told, *(f"{key.replace('_', ' ')} {value}" for key, value in others.items())]
+    words = list(told)
+    for key, value in others.items():
+        if key == "decay_updates":
+            words.append(f"schedule of {short_number(value)}")
+        else:
+            words.append(f"{key.replace('_', ' ')} {value}")
     label = f"{name} ({', '.join(words)})" if words else name
+    if "control" in result:
+        label = control_label(result["control"], told)
     deviations = others | foreign_choices(module, result["args"])
     rows = make_rows(path, result, label, deviations)
     for row in rows:
+        row.variant = f"{name} ({', '.join(told)})" if told else name
+        row.schedule = schedule_of(module, result)
+        row.control = result.get("control", {})
         if row.paper_stage == "before":
             row.label += ", before online steps"
         if row.paper_stage == "after" and result["args"]["num_updates"] < PUBLISHED_UPDATES:
@@ -319,9 +460,24 @@ def labelled_rows(path: Path, result: dict) -> list[Row]:
     return rows
 
 
-def place(row: Row) -> tuple:
-    """Return by what rows are sorted."""
-    return row.phase == "online", row.dataset, row.updates, row.label
+def control_label(control: dict, told: list[str]) -> str:
+    """Return 'corl-team/CORL @ eeeeef2 iql.py (their code)', with choices such as POR's guide."""
+    words = [Path(control["file"]).name, *told]
+    return f"{control['repository']} @ {control['commit'][:7]} {', '.join(words)} (their code)"
+
+
+def in_order(rows: list[Row]) -> list[Row]:
+    """Sort rows for a table. A control stands directly below the row of ours beside which it is."""
+
+    def place(row: Row) -> tuple:
+        label = row.label
+        if row.control:
+            partners = [other for other in rows if row.stands_beside(other)]
+            label = partners[0].label if partners else row.variant
+        is_control = bool(row.control)
+        return row.phase == "online", row.dataset, row.updates, label, is_control, row.label
+
+    return sorted(rows, key=place)
 
 
 def read_results(folder: Path) -> list[Row]:
@@ -332,4 +488,4 @@ def read_results(folder: Path) -> list[Row]:
         if found := complaints(result):
             raise ValueError(f"{path} cannot be trusted: {'; '.join(found)}")
         rows += labelled_rows(path, result)
-    return sorted(rows, key=place)
+    return in_order(rows)

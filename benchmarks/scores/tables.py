@@ -5,7 +5,10 @@
 
 A result is refused if it contradicts itself: each score must follow from its return, all
 evaluations must be there, the headline must be the last of them. Rows are grouped by the origin of
-their data, and only D4RL's own data stand beside published numbers (paper_scores.csv).
+their data. Only D4RL's own data stand beside the papers' numbers (paper_scores.csv). What others
+published for equally many updates (published_curves.csv) stands beside rebuilt data, too, with the
+name of the dataset that it belongs to. Controls, which are other people's code on our data, stand
+below the rows of ours, and are in no mean, figure or table of the top-level page.
 """
 
 import csv
@@ -15,7 +18,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -48,11 +51,12 @@ README_MARKS = ("<!-- scores:begin -->", "<!-- scores:end -->")
 WRITTEN = "<!-- Written by `python -m benchmarks.scores.tables`; edits would be lost. -->"
 # The small table of the top-level README.
 README_UPDATES = 100_000
-README_DATASETS = (
-    "rebuilt/hopper/medium-v0",
+README_DATASETS = (  # those without a result of today's scripts are left out
+    "rebuilt/hopper/medium-snapshot5-v0",
     "rebuilt/halfcheetah/medium-v0",
     "rebuilt/walker2d/medium-replay-177k-v0",
     "rebuilt/antmaze/umaze-v0",
+    "rebuilt/antmaze/medium-play-v0",
 )
 MILD = {"version-inferred"}  # doubts of a published number that need no star
 # Origin of the data, in the order of the page, and what a reader must know of it.
@@ -60,9 +64,10 @@ GROUPS = {
     "D4RL's own data": "D4RL's files, verified by SHA-256. *Paper* and *best re-run* are for the "
     "same dataset and version and a run of 1,000,000 updates; their sources and doubts (\\*) are "
     "in [PAPER_SCORES.md](PAPER_SCORES.md).",
-    "Rebuilt data": "Made by D4RL's recipe with other behaviour policies "
-    "([datasets](../datasets/README.md)). These are **not** D4RL's files, so no published number "
-    "belongs beside these scores.",
+    "Rebuilt data": "Made by D4RL's recipe ([datasets](../datasets/README.md)). These are **not** "
+    "D4RL's files, so the papers' final scores are no targets here. *Published* is what others' "
+    "code reached on D4RL's file of that name and version after exactly as many updates "
+    "([sources](published_curves.csv)).",
     "Minari's data": "Minari's own datasets, which the papers did not use.",
     "Other data": "Data of other origin, which the papers did not use.",
     "No data: trained online from scratch": "The agents collect their data themselves.",
@@ -154,19 +159,30 @@ class Section:
         return "-".join(words)
 
     @property
-    def compares(self) -> bool:
-        """Are there two runs on one dataset?"""
-        return len({row.dataset for row in self.rows}) < len(self.rows)
+    def ours(self) -> list[Row]:
+        return [row for row in self.rows if not row.control]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Return which figures there are. Scores are drawn if there are two on one dataset."""
+        if not self.ours:
+            return []
+        compares = len({row.dataset for row in self.ours}) < len(self.ours)
+        return ["scores", "curves"] if compares else ["curves"]
 
 
 def make_sections(rows: list[Row]) -> list[Section]:
     """Group the rows for the page. Of the first casting, only what has not been run again stays."""
-    repeated = {run_key(row) for row in rows if not row.first_casting}
+    repeated = {run_key(row) for row in rows if not row.first_casting and not row.control}
     parts = {}
     for row in rows:
         if row.first_casting and run_key(row) in repeated:
             continue
-        key = (row.first_casting, list(GROUPS).index(row.group), row.phase == "online", row.updates)
+        partners = [other for other in rows if row.stands_beside(other)]
+        old = row.first_casting
+        if partners:  # a control
+            old = all(other.first_casting for other in partners)
+        key = (old, list(GROUPS).index(row.group), row.phase == "online", row.updates)
         parts.setdefault(key, []).append(row)
     return [
         Section(list(GROUPS)[group], first, online, updates, parts[first, group, online, updates])
@@ -192,9 +208,8 @@ def comparable_sets(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
     together, even if these have different labels, as POR's two guides have.
     """
     sets = {}
+    rows = [row for row in rows if row.scored and not row.control]
     for row in rows:
-        if not row.scored:
-            continue
         name = suite(row.dataset)
         sets.setdefault((name, row.label), []).append(row)
         if not row.deviations:
@@ -202,7 +217,7 @@ def comparable_sets(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
             sets.setdefault((name, usual), []).append(row)
     found = []
     for (name, label), part in sorted(sets.items()):
-        tasks = {row.dataset for row in rows if row.scored and suite(row.dataset) == name}
+        tasks = {row.dataset for row in rows if suite(row.dataset) == name}
         datasets = [row.dataset for row in part]
         complete = set(datasets) == tasks and len(datasets) == len(tasks) > 1
         known = any(part == other for _, _, other in found)
@@ -223,11 +238,12 @@ def short_commits(commits: list[str]) -> str:
 
 
 def score_table(section: Section, targets: dict) -> str:
-    """Return one line per run, with published numbers beside D4RL's own data."""
+    """Return one line per run, with the papers' numbers beside D4RL's own data."""
     beside = section.group == "D4RL's own data"
-    header = ["algorithm", "data", "environment", "seeds", "last checkpoint", "mean of last ten"]
+    length = "steps" if section.online else "updates / schedule"
+    header = ["algorithm", "data", "seeds", length, "last checkpoint", "mean of last ten"]
     header += ["paper", "best re-run"] if beside else []
-    header += ["behaviour policy", "device", "commit"]
+    header += ["published at as many updates", "behaviour policy", "device, commit"]
     lines = []
     for row in section.rows:
         link = f"[**{mean_and_spread(row.final)}**](results/{'/'.join(row.file.parts[-2:])})"
@@ -235,18 +251,26 @@ def score_table(section: Section, targets: dict) -> str:
         line = [
             row.label,
             f"`{row.dataset}` {row.fingerprint[:6]}",
-            row.task["env_id"],
             f"{row.seeds} (seed {row.args['seed']})",
+            row.length,
             link + unit,
             mean_and_spread(row.last_ten),
         ]
         if beside:
             line += [published(find_target(targets, row, use)) for use in ("paper", "rerun")]
+        line.append(published_cell(row))
         line.append("-" if row.level is None else f"{row.level:.1f}")
-        line.append(", ".join(filter(None, (row.device, row.precision))))
-        line.append(short_commits(row.commits))
+        run = (row.device, row.precision, short_commits(row.commits))
+        line.append(", ".join(part for part in run if part))
         lines.append(line)
     return markdown_table(header, lines)
+
+
+def published_cell(row: Row) -> str:
+    """Return what others published for as many updates. A control is no run of ours."""
+    if row.control:
+        return "-"
+    return "<br>".join(str(point) for point in row.published) or "none"
 
 
 def aggregate_table(rows: list[Row]) -> str:
@@ -272,19 +296,24 @@ def section_text(section: Section, targets: dict) -> str:
     for row in section.rows:
         for name in ("gymnasium", "mujoco", "torch"):
             versions.setdefault(f"{name} {row.versions.get(name, 'unknown')}")
+    environments = sorted({row.task["env_id"] for row in section.rows})
     parts = [
         f"### {section.title}",
         f"{GROUPS[section.group]} Last checkpoint: {' or '.join(episodes)} episodes per seed. "
-        f"Versions: {', '.join(sorted(versions))}.",
+        f"Environments: {', '.join(environments)}. Versions: {', '.join(sorted(versions))}.",
         score_table(section, targets),
     ]
+    for row in section.rows:
+        if row.control:
+            command = f"`{row.control['command']}`"
+            parts.append(f"{row.label} on {row.dataset}: {command}; {row.control['note']}")
     table = aggregate_table(section.rows)
     if table:
         parts += [
             "Interquartile mean (IQM) of all runs of all tasks, with its 95% interval:",
             table,
         ]
-    for kind in ("scores", "curves") if section.compares else ("curves",):
+    for kind in section.kinds:
         parts.append(f"![{section.title}: {kind}](figures/{section.slug}-{kind}.png)")
     return "\n\n".join(parts)
 
@@ -300,53 +329,52 @@ def page_text(sections: list[Section], targets: dict) -> str:
 
 
 def readme_rows(rows: list[Row]) -> list[Row]:
-    """Return at most one row per algorithm and dataset of the small table: today's, if there."""
-    best = {}
+    """Return the rows of the small table: runs of today's scripts, one dataset after the other."""
+    chosen = []
     for row in rows:
-        if row.dataset not in README_DATASETS or row.updates != README_UPDATES:
-            continue
-        if row.phase == "online" or row.seeds < 2:
-            continue
-        key = (row.label, row.dataset)
-        # Of two runs of the first casting, the one with the plain name.
-        preference = (row.first_casting, len(row.file.name))
-        if key not in best or preference < best[key][0]:
-            best[key] = (preference, row)
-    chosen = [row for _, row in best.values()]
+        ours_today = not (row.first_casting or row.control or row.phase == "online")
+        known = row.dataset in README_DATASETS and row.updates == README_UPDATES
+        if ours_today and known and row.seeds > 1:
+            chosen.append(row)
     chosen.sort(key=lambda row: row.label)
     return sorted(chosen, key=lambda row: README_DATASETS.index(row.dataset))
 
 
 def readme_text(rows: list[Row]) -> str:
-    """Return the small table of the top-level README and its figure."""
+    """Return the small table of the top-level README."""
     chosen = readme_rows(rows)
+    more = "All tables, with data, devices and commits: [benchmarks/scores](benchmarks/scores)."
+    if not chosen:
+        return f"{WRITTEN}\n\n{more}"
+    datasets = list(dict.fromkeys(row.dataset for row in chosen))
     lines = []
     for label in sorted({row.label for row in chosen}):
-        line = [label]
-        for dataset in README_DATASETS:
-            cell = "-"
-            for row in chosen:
-                if (row.label, row.dataset) == (label, dataset):
-                    cell = mean_and_spread(row.final) + ("†" if row.first_casting else "")
-            line.append(cell)
+        line, others = [label], [f"*{label}, published*"]
+        for dataset in datasets:
+            found = [row for row in chosen if (row.label, row.dataset) == (label, dataset)]
+            points = [point for row in found for point in row.published]
+            texts = [f"{point.mean:.1f} ± {point.std:.1f} ({point.place})" for point in points]
+            line.append(mean_and_spread(found[0].final) if found else "-")
+            others.append(f"*{'<br>'.join(texts)}*" if texts else "-")
         lines.append(line)
+        if set(others[1:]) != {"-"}:
+            lines.append(others)
     levels = ["*behaviour policy*"]
-    for dataset in README_DATASETS:
+    for dataset in datasets:
         found = [row.level for row in chosen if row.dataset == dataset and row.level is not None]
         levels.append(f"*{found[0]:.1f}*" if found else "-")
-    header = [
-        "",
-        *(plot.dataset_label(name).removesuffix(" (rebuilt)") for name in README_DATASETS),
-    ]
+    names = [plot.dataset_label(name).removesuffix(" (rebuilt)") for name in datasets]
+    table = markdown_table(["", *names], [*lines, levels])
     note = (
         f"D4RL-normalized score of the last checkpoint after {README_UPDATES:,} updates, mean ± "
-        "deviation over seeds. The data were rebuilt by D4RL's recipe and are not D4RL's files, so "
-        "papers' numbers must not be compared with these."
+        "deviation over seeds. The data were rebuilt by D4RL's recipe and are not D4RL's files. So "
+        "the papers' final scores are no targets here."
     )
-    if any(row.first_casting for row in chosen):
-        note += " †: run by an earlier form of the scripts."
-    table = markdown_table(header, [*lines, levels])
-    more = "All tables, with data, devices and commits: [benchmarks/scores](benchmarks/scores)."
+    if any(row.published for row in chosen):
+        note += (
+            " *Published* is what others' code reached on D4RL's file of that name and version "
+            "after exactly as many updates."
+        )
     return "\n\n".join([WRITTEN, table, f"{note} {more}"])
 
 
@@ -412,6 +440,7 @@ def digest(rows: list[Row], *more) -> str:
         (row.label, row.dataset, row.phase, row.level, row.at.tolist(), row.curve.tolist())
         for row in rows
     ]
+    more = (*more, [asdict(point) for row in rows for point in row.published_curve])
     return hashlib.sha256(json.dumps([shown, more]).encode()).hexdigest()
 
 
@@ -422,12 +451,14 @@ def make_figures(rows: list[Row], sections: list[Section], targets: dict) -> dic
         title = section.title
         if section.first_casting:
             title += " (first casting)"
-        kinds = {"curves": partial(plot.draw, section.rows, title)}
-        if section.compares:
-            kinds["scores"] = partial(draw_scores, section.rows, targets, title)
-        papers = [find_target(targets, row, "paper") for row in section.rows]
-        for kind, draw in kinds.items():
-            figures[f"{section.slug}-{kind}.png"] = draw, digest(section.rows, title, papers)
+        draws = {
+            "curves": partial(plot.draw, section.ours, title),
+            "scores": partial(draw_scores, section.ours, targets, title),
+        }
+        papers = [find_target(targets, row, "paper") for row in section.ours]
+        key = digest(section.ours, title, papers)
+        for kind in section.kinds:
+            figures[f"{section.slug}-{kind}.png"] = draws[kind], key
     chosen = readme_rows(rows)
     if chosen:
         figures["readme.png"] = partial(plot.draw, chosen, columns=2), digest(chosen)

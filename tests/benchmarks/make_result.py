@@ -70,6 +70,16 @@ def make_result(
     }
 
 
+def as_control(result: dict, file: str = "algorithms/offline/iql.py", **options) -> dict:
+    """Return the result as benchmarks.scores.controls writes one, which knows few arguments."""
+    known = ("env", "dataset_file", "seed", "num_seeds", "num_updates", "batch_size")
+    known += ("eval_every", "eval_episodes", "final_eval_episodes")
+    args = {key: result["args"][key] for key in known}
+    about = {"repository": "corl-team/CORL", "commit": "e" * 40, "file": file}
+    about |= {"command": "python -m benchmarks.scores.controls --made", "note": "a made one."}
+    return result | {"args": args | options, "control": about}
+
+
 def of_first_casting(result: dict, precision: str = "bf16") -> dict:
     """Return the same result in the layout of the first casting."""
     old = {key: value for key, value in result.items() if key not in ("commits", "device")}

@@ -102,6 +102,31 @@ def test_the_curve_is_the_mean_and_the_band_spans_the_seeds(draw):
     assert (band.y0, band.y1) == pytest.approx((1, 60))
 
 
+def test_published_curves_are_thin_and_grey_and_end_with_ours(draw):
+    figure = draw(
+        make_result("iql", "rebuilt/antmaze/umaze-v0", updates=200_000),
+        make_result("bc", "rebuilt/antmaze/umaze-v0"),
+    )
+    ours = {LOOKS[script][1] for script in ("iql", "bc")}
+    axes = figure.axes[0]
+    published = [line for line in axes.get_lines() if line.get_color() not in ours]
+    assert {line.get_color() for line in published} == {plot.PUBLISHED_COLOR}
+    points = [list(zip(*line.get_data(), strict=True)) for line in published]
+    assert points == [  # CORL on v2, d3rlpy on v0
+        [(50_000, 7.8), (100_000, 14.2), (150_000, 20.0), (200_000, 26.8)],
+        [(100_000, 55.0), (200_000, 75.0)],
+    ]
+    assert all(line.get_linewidth() < 1.5 for line in published)
+    assert {line.get_marker() for line in published} == {LOOKS["iql"][2]}
+    words = ["published, D4RL's v0 data", "published, D4RL's v2 data"]
+    assert list(lines_of(figure)) == ["BC", "IQL", *words]
+
+
+def test_returns_have_no_published_curve(draw):
+    figure = draw(make_result("iql", "rebuilt/hopper/medium-v0", scored=False))
+    assert not any("published" in label for label in lines_of(figure))
+
+
 def test_old_and_new_results_give_the_same_curve(draw):
     new = make_result("bc")
     curves = [draw(result).axes[0].get_lines()[0] for result in (new, of_first_casting(new))]

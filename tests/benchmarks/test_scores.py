@@ -1,7 +1,8 @@
-"""benchmarks/scores/: reading results, tables, published numbers, claims."""
+"""benchmarks/scores/: reading results, tables, published numbers and curves, controls, claims."""
 
 import csv
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,9 +11,9 @@ import pytest
 from matplotlib import pyplot as plt
 
 from benchmarks import plot
-from benchmarks.common import load_script
+from benchmarks.common import LOOKS, load_script
 from benchmarks.scores import check, reading, tables
-from tests.benchmarks.make_result import make_result, of_first_casting
+from tests.benchmarks.make_result import as_control, make_result, of_first_casting
 
 HOPPER, WALKER, CHEETAH = (
     f"rebuilt/{env}/medium-v0" for env in ("hopper", "walker2d", "halfcheetah")
@@ -175,11 +176,34 @@ def test_a_training_without_data_is_compared_with_nothing(folder):
         ("bc", HOPPER, {"policy": "gaussian"}, "BC (gaussian)", {"policy": "gaussian"}),
         ("iql", "rebuilt/antmaze/umaze-v0", {"tau": 0.9, "beta": 10.0}, "IQL", {}),
         ("iql", HOPPER, {"device": "cuda", "execution": "graph", "seed": 3}, "IQL", {}),
+        (
+            "iql",
+            HOPPER,
+            {"decay_updates": 1_000_000},
+            "IQL (schedule of 1M)",
+            {"decay_updates": 1_000_000},
+        ),
     ],
 )
 def test_a_label_names_what_was_set_by_hand(folder, script, env, changed, label, deviations):
     row = read_row(make_result(script, env, **changed), folder)
     assert (row.label, row.deviations) == (label, deviations)
+
+
+@pytest.mark.parametrize(
+    "script, changed, length",
+    [
+        ("iql", {}, "100k / 100k"),
+        ("iql", {"decay_updates": 1_000_000}, "100k / 1M"),
+        ("td3_bc", {}, "100k / -"),
+    ],
+)
+def test_a_row_tells_updates_and_schedule(folder, script, changed, length):
+    result = make_result(script, **changed)
+    assert read_row(result, folder).length == length
+    if not changed:  # the first casting had no such option, and its schedules ended with the run
+        del result["args"]["decay_updates"]
+        assert read_row(of_first_casting(result), folder).length == length
 
 
 def test_every_script_s_defaults_are_no_deviation():
@@ -247,7 +271,8 @@ def test_pages_are_written_and_then_agree(folder, capsys):
     tables.main(options(folder))
     page = (folder / "page.md").read_text()
     assert page.startswith("# Scores\n") and page.endswith("\nMore.\n")
-    assert "| POR (q) | `rebuilt/hopper/medium-v0` ffffff | Hopper-v4 | 3 (seed 0) |" in page
+    assert "| POR (q) | `rebuilt/hopper/medium-v0` ffffff | 3 (seed 0) | 100k / 100k |" in page
+    assert "Environments: Hopper-v4." in page
     assert "[**61.7 ± 1.2**](results/hopper/por.json)" in page and "0123456" in page
     assert "gymnasium 1.4.0, mujoco 4.0.0, torch 2.13.0" in page
     for name in re.findall(r"\((figures/.*?\.png)\)", page):
@@ -264,8 +289,8 @@ def test_a_number_that_was_changed_by_hand_is_found(folder, name, blank):
     tables.main(options(folder))
     path = folder / name
     text = path.read_text()
-    assert "61.7" in text
-    path.write_text(text.replace("61.7", "71.7"))
+    assert "51.7" in text  # POR on halfcheetah
+    path.write_text(text.replace("51.7", "71.7"))
     with pytest.raises(SystemExit, match=f"not what the results give: {name}"):
         tables.main(options(folder, "--check"))
     with pytest.raises(SystemExit, match=f"{name} is not what the results give"):
@@ -276,7 +301,7 @@ def test_a_changed_result_makes_its_figures_anew(folder, blank):
     three_tasks(folder)
     tables.main(options(folder))
     before = {path: path.read_bytes() for path in (folder / "figures").iterdir()}
-    put(folder, "hopper/bc", make_result("bc", HOPPER, (30, 31, 32)))
+    put(folder, "halfcheetah/bc", make_result("bc", CHEETAH, (30, 31, 32)))
     tables.main(options(folder))
     assert all(path.read_bytes() != content for path, content in before.items())
 
@@ -315,14 +340,35 @@ def test_the_first_casting_stands_apart_until_it_is_run_again(folder, blank):
     page = (folder / "page.md").read_text()
     today, first = page.split("## First casting")
     assert "POR" in today and "bc-old.json" in first and "bc-old.json" not in today
-    assert "| BC | 11.0 ± 0.8† |" in (folder / "README.md").read_text()
-
     put(folder, "hopper/bc", make_result("bc", HOPPER, (20, 21, 22)))
     tables.main(options(folder))
     page = (folder / "page.md").read_text()
     assert "First casting" not in page and "bc.json" in page
-    readme = (folder / "README.md").read_text()
-    assert "| BC | 21.0 ± 0.8 |" in readme and "†" not in readme
+
+
+def test_the_small_table_shows_today_s_runs_and_what_is_published(folder, blank):
+    maze = "rebuilt/antmaze/umaze-v0"
+    old = of_first_casting(make_result("bc", CHEETAH, (10, 11, 12)))
+    put(folder, "halfcheetah/bc", old)
+    tables.main(options(folder))
+    assert "| --- |" not in (folder / "README.md").read_text()
+    put(folder, "halfcheetah/td3_bc", make_result("td3_bc", CHEETAH, (47, 48, 49)))
+    put(folder, "maze/iql", make_result("iql", maze, (30, 40, 50), tau=0.9, beta=10.0))
+    put(folder, "maze/one", make_result("bc", maze, (30,)))
+    put(folder, "maze/long", make_result("bc", maze, updates=1_000_000))
+    put(folder, "maze/control", as_control(make_result("iql", maze, (90, 91))))
+    put(folder, "other/iql", make_result("iql", "rebuilt/antmaze/large-play-v0"))
+    tables.main(options(folder))
+    lines = (folder / "README.md").read_text().splitlines()
+    first = lines.index("|  | halfcheetah medium | antmaze umaze |")
+    assert lines[first + 2 : first + 7] == [
+        "| IQL | - | 40.0 ± 8.2 |",
+        "| *IQL, published* | - | *14.2 ± 3.7 (CORL antmaze-umaze-v2)<br>"
+        "55.0 ± 17.5 (d3rlpy antmaze-umaze-v0)* |",
+        "| TD3+BC | 48.0 ± 0.8 | - |",
+        "| *TD3+BC, published* | *40.4 ± 0.2 (d3rlpy halfcheetah-medium-v0)* | - |",
+        "| *behaviour policy* | *13.5* | - |",
+    ]
 
 
 def test_means_over_tasks_are_of_the_same_tasks(folder):
@@ -348,6 +394,215 @@ def test_means_over_tasks_are_of_the_same_tasks(folder):
 )
 def test_suites(dataset, suite):
     assert tables.suite(dataset) == suite
+
+
+# ---- Published curves ----
+
+
+def test_published_points_are_sound():
+    points = reading.read_curves()
+    assert len(points) == 2_490
+    keys = [(p.source, p.algorithm, p.dataset, p.phase, p.update) for p in points]
+    assert len(set(keys)) == len(points)
+    # Nobody publishes one score twice, so a cell of a table names each source once.
+    assert len({key[1:] for key in keys}) == len(points)
+    for point in points:
+        assert re.fullmatch(r"(CORL|d3rlpy-benchmarks) [\w./]+ @ [0-9a-f]{7}", point.source), point
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z]+)+-v[012]", point.dataset), point
+        assert point.phase in ("offline", "online") and point.how, point
+        assert 0 < point.update <= 1_000_000 and point.update % 10_000 == 0, point
+        # The highest is of pen, where a good policy is far above the reference.
+        assert -10 < point.mean < 140 and 0 <= point.std < 80, point
+        assert 4 <= point.seeds <= 10, point
+    names = {name for names in reading.PUBLISHED_AS.values() for name in names}
+    assert names <= {point.algorithm for point in points}
+    assert reading.PUBLISHED_AS.keys() <= LOOKS.keys()
+
+
+@pytest.mark.parametrize(
+    "dataset, name",
+    [
+        ("hopper-medium-v0", "hopper-medium"),
+        ("rebuilt/hopper/medium-v0", "hopper-medium"),
+        ("rebuilt/hopper/medium-snapshot5-v0", "hopper-medium"),
+        ("rebuilt/walker2d/medium-replay-177k-v0", "walker2d-medium-replay"),
+        ("rebuilt/antmaze/umaze-v0", "antmaze-umaze"),
+        ("antmaze-umaze-diverse-v2", "antmaze-umaze-diverse"),
+    ],
+)
+def test_namesakes(dataset, name):
+    assert reading.namesake(dataset) == name
+
+
+CORL_UMAZE = "CORL antmaze-umaze-v2: 14.2 ± 3.7 (4 seeds)"
+D3RLPY_UMAZE = "d3rlpy antmaze-umaze-v0: 55.0 ± 17.5 (10 seeds)"
+D3RLPY_HOPPER = "d3rlpy hopper-medium-v0: 62.1 ± 7.4 (10 seeds)"
+
+
+@pytest.mark.parametrize(
+    "script, env, updates, texts",
+    [
+        ("iql", "rebuilt/antmaze/umaze-v0", 100_000, [CORL_UMAZE, D3RLPY_UMAZE]),
+        ("iql", "rebuilt/hopper/medium-snapshot5-v0", 100_000, [D3RLPY_HOPPER]),
+        ("iql", "rebuilt/hopper/medium-v0", 90_000, []),  # nothing is interpolated
+        ("iql", "antmaze-umaze-v2", 100_000, [CORL_UMAZE]),  # the version of the very file
+        ("iql", "hopper-medium-v2", 100_000, []),
+        ("iql", "rebuilt/antmaze/umaze-diverse-v0", 120_000, []),
+        ("bc", "rebuilt/antmaze/umaze-v0", 100_000, []),
+    ],
+)
+def test_what_is_published_at_as_many_updates(folder, script, env, updates, texts):
+    row = read_row(make_result(script, env, updates=updates), folder)
+    assert [str(point) for point in row.published] == texts
+    assert tables.published_cell(row) == ("<br>".join(texts) or "none")
+
+
+def test_online_parts_and_other_data_have_no_published_curve(folder):
+    result = make_result("iql", HOPPER, online=(60.0, 61, 62))
+    path = put(folder, "a/iql", result)
+    before, after = reading.labelled_rows(path, reading.read_result(path))
+    assert before.published and not after.published_curve
+    minari = change(make_result("iql", HOPPER), ("task", "source"), "Minari")
+    assert not read_row(minari, folder).published_curve
+    assert not read_row(make_result("iql", HOPPER, scored=False), folder).published_curve
+
+
+@pytest.mark.parametrize(
+    "env, scores, words",
+    [
+        ("rebuilt/antmaze/umaze-v0", (16, 17, 18), "+2.8, within | differ |"),
+        ("rebuilt/antmaze/umaze-v0", (16, 17, 18), "-38.0, below | differ |"),
+        ("antmaze-umaze-v2", (16, 17, 18), "+2.8, within | the same |"),
+        ("antmaze-umaze-v2", (20, 21, 22), "+6.8, above | the same |"),
+    ],
+)
+def test_ours_beside_published_ones(folder, env, scores, words):
+    rows = [read_row(make_result("iql", env, scores), folder)]
+    rows.append(read_row(make_result("bc", HOPPER), folder))
+    text = check.published_table(rows)
+    assert words in text and "For 1 of 2 rows none is published." in text
+
+
+# ---- Controls: other people's code on our data ----
+
+
+def control_of_iql(scores=(40.0, 60.0), updates=100_000, **options) -> dict:
+    return as_control(make_result("iql", HOPPER, scores, updates=updates), **options)
+
+
+def test_a_control_stands_below_our_row(folder, blank):
+    put(folder, "hopper/a-bc", make_result("bc", HOPPER))
+    put(folder, "hopper/iql", make_result("iql", HOPPER))
+    put(folder, "hopper/por", make_result("por", HOPPER, guide="q"))
+    put(folder, "hopper/iql-long", make_result("iql", HOPPER, decay_updates=1_000_000))
+    put(folder, "hopper/control-iql", control_of_iql(decay_updates=None))
+    put(folder, "hopper/control-long", control_of_iql(decay_updates=1_000_000))
+    authors = make_result("por", HOPPER, guide="q")
+    put(folder, "hopper/control-por", as_control(authors, "main_por.py", guide="q"))
+    rows = reading.read_results(folder / "results")
+    theirs = "corl-team/CORL @ eeeeeee"
+    assert [row.label for row in rows] == [
+        "BC",
+        "IQL",
+        f"{theirs} iql.py (their code)",
+        "IQL (schedule of 1M)",
+        f"{theirs} iql.py (their code)",
+        "POR (q)",
+        f"{theirs} main_por.py, q (their code)",
+    ]
+    assert [row.length for row in rows[1:5]] == ["100k / 100k"] * 2 + ["100k / 1M"] * 2
+    assert all(not row.published for row in rows if row.control)
+    tables.main(options(folder))
+    page = (folder / "page.md").read_text()
+    assert f"| {theirs} iql.py (their code) | `{HOPPER}` ffffff | 2 (seed 0) | 100k / 1M |" in page
+    assert "`python -m benchmarks.scores.controls --made`; a made one." in page
+
+
+def test_a_control_without_a_schedule_stands_beside_ours_with_one(folder):
+    put(folder, "hopper/iql", make_result("iql", HOPPER))
+    put(folder, "hopper/control-iql", control_of_iql())
+    ours, control = reading.read_results(folder / "results")
+    assert control.length == "100k / -" and control.stands_beside(ours)
+    assert not ours.stands_beside(control) and not control.stands_beside(control)
+
+
+def test_a_control_is_in_no_mean_no_figure_no_order_and_no_claim(folder, monkeypatch):
+    drawn = []
+
+    def draw(rows, *others, **options):
+        drawn.extend(rows)
+        return plt.figure(figsize=(0.1, 0.1))
+
+    monkeypatch.setattr(tables, "draw_scores", draw)
+    monkeypatch.setattr(plot, "draw", draw)
+    three_tasks(folder)
+    before = tables.aggregate_table(reading.read_results(folder / "results"))
+    for env in (HOPPER, WALKER, CHEETAH):
+        name = env.split("/")[1]
+        result = make_result("bc", env, (90, 91, 92))
+        put(folder, f"{name}/control-bc", as_control(result, "any_percent_bc.py"))
+    rows = reading.read_results(folder / "results")
+    assert len([row for row in rows if row.control]) == 3
+    assert tables.aggregate_table(rows) == before
+    assert "their code" not in check.order_table(rows, tables.read_paper_scores())
+    tables.main(options(folder))
+    assert drawn and not any(row.control for row in drawn)
+    assert "their code" not in (folder / "README.md").read_text()
+    (folder / "claims.csv").write_text("result,claim,than\nhopper/control-bc,better,hopper/bc\n")
+    with pytest.raises(SystemExit, match="there is no result hopper/control-bc"):
+        check.main(options(folder, "--claims", folder / "claims.csv"))
+
+
+def test_a_control_does_not_replace_our_run_of_the_first_casting(folder):
+    """It stands below it, also in the part of the page where that run stays."""
+    put(folder, "hopper/iql", of_first_casting(make_result("iql", HOPPER)))
+    put(folder, "hopper/control-iql", control_of_iql())
+    put(folder, "walker2d/control-iql", as_control(make_result("iql", WALKER)))
+    alone, beside = tables.make_sections(reading.read_results(folder / "results"))
+    assert [row.dataset for row in alone.rows] == [WALKER] and alone.kinds == []
+    assert [bool(row.control) for row in beside.rows] == [False, True] and beside.first_casting
+
+
+def test_difference_and_standard_error():
+    gap, error = check.difference_with_error(np.array([1.0, 2.0, 6.0]), np.array([10.0, 14.0]))
+    assert gap == -9  # s^2 is 7 for three seeds and 8 for two
+    assert error == pytest.approx(math.sqrt(7 / 3 + 8 / 2))
+    assert math.isnan(check.difference_with_error(np.array([1.0]), np.array([1.0, 2.0]))[1])
+
+
+@pytest.mark.parametrize(
+    "scores, changed, words",
+    [
+        ((50, 52, 54), {}, "| +2.0 ± 10.1 | within two standard errors |"),
+        ((75, 77, 79), {}, "| +27.0 ± 10.1 | above by more than two standard errors |"),
+        ((15, 17, 19), {}, "| -33.0 ± 10.1 | below by more than two standard errors |"),
+        ((50,), {}, "| +0.0 ± nan | one seed alone has no standard error |"),
+        ((50, 52, 54), {"fingerprint": "0" * 64}, "errors; another build of the data |"),
+    ],
+)
+def test_the_difference_between_ours_and_theirs(folder, scores, changed, words):
+    ours = make_result("iql", HOPPER, scores)
+    ours["task"] |= changed
+    put(folder, "hopper/iql", ours)
+    put(folder, "hopper/other", make_result("iql", HOPPER, updates=200_000))
+    put(folder, "hopper/control-iql", control_of_iql((40.0, 60.0)))
+    text = check.control_table(reading.read_results(folder / "results"))
+    assert words in text and text.count("their code)") == 1
+
+
+def test_a_control_that_nothing_of_ours_stands_above(folder):
+    put(folder, "hopper/iql", make_result("iql", HOPPER, updates=200_000))
+    put(folder, "hopper/control-iql", control_of_iql())
+    text = check.control_table(reading.read_results(folder / "results"))
+    assert "no run of ours with as many updates" in text
+
+
+def test_a_control_without_its_source_is_no_result(folder):
+    result = control_of_iql()
+    del result["control"]["commit"]
+    path = put(folder, "hopper/control-iql", result)
+    with pytest.raises(ValueError, match="is no result: KeyError: 'commit'"):
+        reading.read_result(path)
 
 
 # ---- Support ----
@@ -486,6 +741,9 @@ def test_the_real_results_have_names_that_run_py_gives():
 
     for path in (tables.SCORES / "results").rglob("*.json"):
         result = reading.read_result(path)
+        assert path.name.startswith("control-") == ("control" in result)
+        if "control" in result:  # named by benchmarks.scores.controls
+            continue
         assert path.parent.name == run.dataset_folder(result["args"]["env"])
         name = run.short_name(load_script(result["script"]), result["args"])
         assert path.stem.removesuffix("-bf16").removesuffix("-fp32") == name
