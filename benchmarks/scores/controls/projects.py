@@ -38,10 +38,11 @@ def settings_file(order: Order, path: str) -> Path:
     return file
 
 
-def content_id(path: Path) -> str:
-    """Return the beginning of the id that git gives to a file's content."""
+def describe(order: Order, path: Path) -> str:
+    """Name a file with published settings, and the id that git gives to its content."""
     content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()[:7]
+    digest = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+    return f"{path.relative_to(order.folder)} (git object {digest[:7]})"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -73,8 +74,7 @@ def corl(
         yield f"algorithms/offline/{file}", words
 
     def settings(order: Order) -> str:
-        path = corl_settings(order, folder)
-        return f"{path.relative_to(order.folder)} (git object {content_id(path)})"
+        return describe(order, corl_settings(order, folder))
 
     return Control(
         peer=find_peer("CORL", script),
@@ -142,7 +142,8 @@ def spot_commands(order: Order) -> Commands:
         words.append("--no_normalize")
     yield "train_vae.py", words
     # It stores the VAE below the working folder, under a name that holds the time.
-    vae = max(Path("runs/train_vae").rglob(f"*_{VAE_UPDATES}.pt"))
+    found = Path("runs/train_vae").rglob(f"*_{VAE_UPDATES}.pt")
+    vae = max(found, key=lambda path: path.stat().st_mtime)
     words = options(
         config=config,
         vae_model_path=vae,
@@ -164,7 +165,7 @@ SPOT = Control(
     peer=find_peer("SPOT", "spot", SPOT_FILES),
     file="main.py",
     commands=spot_commands,
-    settings=lambda order: str(spot_settings(order).relative_to(order.folder)),
+    settings=lambda order: describe(order, spot_settings(order)),
     args={"vae_updates": VAE_UPDATES},
 )
 
