@@ -179,7 +179,7 @@ def run_pages(pages: list[str], folder: Path) -> list[Outcome]:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=900,
         )
         output = ""
         if process.returncode != 0:
