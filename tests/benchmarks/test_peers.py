@@ -46,7 +46,8 @@ def load():
     def load(name: str) -> MagicMock:
         if name not in files:
             files[name] = module = MagicMock()
-            for network in ("Actor", "Critic", "GaussianPolicy", "TwinQ", "ValueFunction"):
+            networks = ("Actor", "Critic", "GaussianPolicy", "TwinQ", "ValueFunction")
+            for network in (*networks, "TanhGaussianPolicy", "FullyConnectedQFunction"):
                 getattr(module, network).side_effect = lambda *_, **__: torch.nn.Linear(1, 1)
             module.TrainConfig = lambda device: SimpleNamespace(device=device, buffer_size=2_000)
             columns = [torch.full((256,), float(i)) for i in range(5)]
@@ -63,6 +64,8 @@ def load():
         (corl.iql, "iql", "ImplicitQLearning", 3),
         (corl.td3_bc, "td3_bc", "TD3_BC", 3),
         (corl.bc, "any_percent_bc", "BC", 1),
+        (corl.awac, "awac", "AdvantageWeightedActorCritic", 3),
+        (corl.cql, "cql", "ContinuousCQL", 3),
     ],
 )
 def test_corl_samples_and_trains(load, build, file, algorithm, optimizers):

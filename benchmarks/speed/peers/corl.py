@@ -75,6 +75,49 @@ def bc(load, rows: dict, task: str, device: str) -> Callable:
     return loop(module, trainer, rows, task, device)
 
 
+def awac(load, rows: dict, task: str, device: str) -> Callable:
+    """Build awac.py with its sizes. Its update has another name than that of the other scripts."""
+    module = load("awac")
+    shape = TASKS[task]
+    actor = module.Actor(shape.obs_dim, shape.act_dim, 256).to(device)
+    critic1 = module.Critic(shape.obs_dim, shape.act_dim, 256).to(device)
+    critic2 = module.Critic(shape.obs_dim, shape.act_dim, 256).to(device)
+    trainer = module.AdvantageWeightedActorCritic(
+        actor=actor,
+        actor_optimizer=adam(actor),
+        critic_1=critic1,
+        critic_1_optimizer=adam(critic1),
+        critic_2=critic2,
+        critic_2_optimizer=adam(critic2),
+        awac_lambda=0.3333,
+    )
+    trainer.train = trainer.update
+    return loop(module, trainer, rows, task, device)
+
+
+def cql(load, rows: dict, task: str, device: str) -> Callable:
+    """Build cql.py as its train() does for MuJoCo."""
+    module = load("cql")
+    shape = TASKS[task]
+    actor = module.TanhGaussianPolicy(shape.obs_dim, shape.act_dim, 1.0).to(device)
+    critic1 = module.FullyConnectedQFunction(shape.obs_dim, shape.act_dim, True, 3).to(device)
+    critic2 = module.FullyConnectedQFunction(shape.obs_dim, shape.act_dim, True, 3).to(device)
+    trainer = module.ContinuousCQL(
+        critic_1=critic1,
+        critic_1_optimizer=adam(critic1),
+        critic_2=critic2,
+        critic_2_optimizer=adam(critic2),
+        actor=actor,
+        actor_optimizer=adam(actor),
+        target_entropy=-shape.act_dim,
+        policy_lr=3e-5,
+        bc_steps=0,
+        cql_alpha=10.0,
+        device=device,
+    )
+    return loop(module, trainer, rows, task, device)
+
+
 REPOSITORY = "corl-team/CORL"
 COMMIT = "eeeeef2671235fcce3a3eb255576a207d78840e6"
 FOLDER = "algorithms/offline"
@@ -105,5 +148,23 @@ PEERS = [
         files={"any_percent_bc.py": "7b6dfa83b451d0ae4d832900ab177455360607eb"},
         timed="`ReplayBuffer.sample` and `BC.train`, all rows kept",
         build=bc,
+    ),
+    Peer(
+        script="awac",
+        repository=REPOSITORY,
+        commit=COMMIT,
+        folder=FOLDER,
+        files={"awac.py": "2fb3bf1052ce514352e0f9f1821b855b03f22a6e"},
+        timed="`ReplayBuffer.sample` and `AdvantageWeightedActorCritic.update`",
+        build=awac,
+    ),
+    Peer(
+        script="cql",
+        repository=REPOSITORY,
+        commit=COMMIT,
+        folder=FOLDER,
+        files={"cql.py": "099bce2958ae3d94a74d6eb4a405e2f547e99e48"},
+        timed="`ReplayBuffer.sample` and `ContinuousCQL.train`",
+        build=cql,
     ),
 ]
