@@ -34,7 +34,10 @@ ALLOWED_TO_DIFFER = {
     "prepare_data": {"*": "what the algorithm does to the data before it trains"},
     "ANTMAZE": {"*": "a part of SETTINGS"},
     "train": dict.fromkeys(("iql", "spot", "sac"), "its last phase acts in environments"),
-    "train_online": {"sac": "begins without a dataset, and takes snapshots of the policy"},
+    "train_online": {
+        "sac": "begins without a dataset, and takes snapshots of the policy",
+        "awr": "trains on the newest steps between two samplings",
+    },
     "start_run": {"sac": "begins without a dataset"},
 }
 
