@@ -167,10 +167,10 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
 class TwinCritic(nn.Module):
     """Two Q-functions of every agent, because the actor climbs only the first one."""
 
-    def __init__(self, num_seeds: int, obs_dim: int, act_dim: int, hidden: int):
+    def __init__(self, num_seeds: int, dims: list[int]):
         super().__init__()
-        self.q1 = mlp(num_seeds, [obs_dim + act_dim, hidden, hidden, 1])
-        self.q2 = mlp(num_seeds, [obs_dim + act_dim, hidden, hidden, 1])
+        self.q1 = mlp(num_seeds, dims)
+        self.q2 = mlp(num_seeds, dims)
 
     def forward(self, obs, action):
         """Return both values: (N, B, obs), (N, B, act) -> (N, 2, B)."""
@@ -230,7 +230,8 @@ class SPOT(nn.Module):
         super().__init__()
         self.args = args
         obs_dim, act_dim = task.obs_dim, task.act_dim
-        self.critic = TwinCritic(args.num_seeds, obs_dim, act_dim, args.hidden)
+        critic_dims = [obs_dim + act_dim, args.hidden, args.hidden, 1]
+        self.critic = TwinCritic(args.num_seeds, critic_dims)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.actor = DropoutActor(args.num_seeds, [obs_dim, args.hidden, args.hidden, act_dim])
         self.actor_target = copy.deepcopy(self.actor).requires_grad_(False)
