@@ -383,7 +383,8 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
     if not 0 <= args.discount < 1:
         sys.exit("--discount must be at least 0 and below 1")
     for name in ("value_updates", "policy_updates", "new_steps"):
-        if (vars(args)[name] or 1) < 1:
+        value = getattr(args, name)
+        if value is not None and value < 1:
             sys.exit(f"--{name.replace('_', '-')} must be at least 1")
     if args.buffer_size < args.new_steps:
         sys.exit("--buffer-size must hold the --new-steps of an iteration")
