@@ -5,21 +5,28 @@ python -m pytest tests/benchmarks/test_gpu.py
 """
 
 import json
+import os
+import signal
+import subprocess
 import sys
 import tarfile
 import time
 
-import numpy as np
 import pytest
 import torch
+import tyro
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.speed import gpu
+from benchmarks import run
+from benchmarks.common import ROOT, split_words
+from benchmarks.datasets import collect
+from benchmarks.speed import gpu, measure
+from benchmarks.speed.gpu import Step
 from benchmarks.speed.ours import Config, build
+from tests import sync, test_every_script
 
 pytestmark = pytest.mark.usefixtures("isolated")
-NEEDS_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 TINY = ["--hidden", "8", "--batch-size", "4"]
 VARIANTS = [("por", "--guide", "weighted"), ("por", "--guide", "q"), ("iql",), ("td3_bc",)]
 VARIANTS += [("bc",), ("spot",)]
@@ -85,129 +92,125 @@ def test_an_update_leaves_the_host_alone(variant):
             assert watch.found <= {"made: randint"}, phase.name
 
 
-@NEEDS_CUDA
-@SCRIPTS
-def test_a_graph_gives_the_losses_of_the_cpu(variant):
-    script, *words = variant
-    common = {"script": script, "num_seeds": 2, "rows": 2_000, "words": [*words, *TINY]}
-    reference = gpu.loss_curves(Config(**common), 60)
-    graph = Config(**common, device="cuda", execution="graph")
-    assert gpu.difference(gpu.loss_curves(graph, 60), reference) <= gpu.TOLERANCE
-    assert gpu.draws_are_new(graph)
+# ---- The plan of benchmarks/speed/gpu.py ----
+
+SLEEP = ["timeit", "-n1", "-r1", "import time; time.sleep(90)"]
+FAIL = ["timeit", "-n1", "-r1", "1 / 0"]
 
 
-# ---- The check ----
+@pytest.mark.parametrize("rehearse", [False, True])
+def test_the_plan_s_commands_are_understood(tmp_path, rehearse):
+    steps = {step.name: step for step in gpu.plan(gpu.Args(tmp_path, rehearse=rehearse))}
+    words = {name: [str(word) for word in step.words[1:]] for name, step in steps.items()}
+    assert [step.words[0].rpartition(".")[2] for step in steps.values()] == [
+        "pytest",
+        "measure",
+        "collect",
+        "run",
+    ]
+    for case in words["check"][3:]:
+        path, _, test = case.partition("::")
+        name, _, script = test.rstrip("]").partition("[")
+        assert (ROOT / path).samefile(test_every_script.__file__)
+        assert callable(vars(test_every_script)[name]) and script in sync.read_scripts()
+    args = tyro.cli(measure.Args, args=words["speed"])
+    assert args.device == ("cpu" if rehearse else "cuda") and args.out == tmp_path / "speed.json"
+    data = tyro.cli(collect.Args, args=words["collect"])
+    collect.choose_recipe(data)
+    own, others = split_words(words["train"])
+    cells = run.plan(tyro.cli(run.Args, args=own), others)
+    assert [cell.script.stem for cell in cells] == ["por", "iql"]
+    assert {cell.args["env"] for cell in cells} == {data.recipe}
+    assert {cell.args["num_updates"] for cell in cells} == {40 if rehearse else 1_000_000}
 
 
-def config(*words: str) -> Config:
-    return Config("por", "hopper", 2, rows=2_000, words=[*TINY, *words])
+@pytest.fixture
+def do(tmp_path, monkeypatch):
+    """Return `do(*steps, seconds=, again=)`, which does them and returns what is noted then."""
+
+    def call(*steps, seconds=60.0, again=()) -> dict:
+        monkeypatch.setattr(gpu, "plan", lambda _: steps)
+        args = gpu.Args(tmp_path, again=again)
+        state = tmp_path / "steps.json"
+        done = json.loads(state.read_text()) if state.exists() else {}
+        gpu.do_steps(args, done, time.monotonic() + seconds)
+        return {name: found["code"] for name, found in done.items()}
+
+    return call
 
 
-def test_batches_are_fixed_and_repeat():
-    _, run = build(config())
-    fixed = [gpu.FixedBatches(run.buffer) for _ in range(2)]
-    one, other = ([buffer.sample() for _ in range(17)] for buffer in fixed)
-    for a, b in zip(one, other, strict=True):
-        assert all(torch.equal(a[key], b[key]) for key in a)
-    assert torch.equal(one[0]["rewards"], one[16]["rewards"])
-    assert not torch.equal(one[0]["rewards"], one[1]["rewards"])
-    assert one[0]["observations"].shape == (2, 4, 11)
+def test_a_step_is_done_once_and_a_failed_one_is_not_repeated(do, tmp_path):
+    steps = [Step("check", 60, FAIL), Step("speed", 60, ["platform"])]
+    assert do(*steps) == {"check": 1, "speed": 0}
+    logs = [(tmp_path / f"{name}.log").read_text() for name in ("check", "speed")]
+    assert "ZeroDivisionError" in logs[0] and "Linux" in logs[1]
+    assert do(*steps) == {"check": 1, "speed": 0}
+    assert [(tmp_path / f"{name}.log").read_text() for name in ("check", "speed")] == logs
+    do(*steps, again=("speed",))
+    assert (tmp_path / "speed.log").read_text() == 2 * logs[1]
+    assert (tmp_path / "check.log").read_text() == logs[0]
 
 
-def test_loss_curves_need_no_chance(monkeypatch):
-    """The q guide draws noise, and devices draw other numbers, as another seed does."""
-    found = []
-    for seed in (1, 2):
-
-        def build_for_other_draws(config, seed=seed):
-            script, run = build(config)
-            torch.manual_seed(seed)
-            return script, run
-
-        monkeypatch.setattr(gpu, "build", build_for_other_draws)
-        found.append(gpu.loss_curves(config(), 3))
-    assert found[0]["loss/guide"].shape == (3, 2)
-    assert gpu.difference(*found) == 0
-    other = gpu.loss_curves(config("--discount", "0.5"), 3)
-    assert gpu.difference(found[0], other) > gpu.TOLERANCE
-
-
-def test_the_difference_is_relative_above_1_and_the_largest():
-    one = {"a": np.array([[1.0, 100.0]]), "b": np.array([[0.0, 0.5]])}
-    assert gpu.difference(one, one) == 0
-    assert gpu.difference({"a": one["a"] + 1, "b": one["b"]}, one) == 1
-    assert gpu.difference({"a": one["a"], "b": one["b"] + 0.25}, one) == 0.25
-    assert np.isnan(gpu.difference({"a": one["a"] * np.nan, "b": one["b"]}, one))
-
-
-def test_draws_that_repeat_are_found(monkeypatch):
-    assert gpu.draws_are_new(config())
-    script, run = build(config())
-    batch = run.buffer.sample()
-    monkeypatch.setattr(run.buffer, "sample", lambda: batch)
-
-    def build_again(_):
-        return script, run
-
-    monkeypatch.setattr(gpu, "build", build_again)
-    assert not gpu.draws_are_new(config())
-
-
-@pytest.mark.parametrize("error, agrees", [(0.0, True), (1.0, False), (np.nan, False)])
-def test_updates_that_differ_fail_the_check(tmp_path, monkeypatch, capsys, error, agrees):
-    def loss_curves(config, count):
-        off = error if config.execution == "compile" else 0
-        return {"loss": np.full((count, 2), 1.0 + off)}
-
-    monkeypatch.setattr(gpu, "loss_curves", loss_curves)
-    monkeypatch.setattr(gpu, "draws_are_new", lambda _: True)
-    args = gpu.Args(tmp_path, device="cpu", scripts=("por",))
-    assert gpu.check(args, time.monotonic() + 1_000) == agrees
-    found = json.loads((tmp_path / "check.json").read_text())["found"]
-    assert list(found) == ["por cpu compile", "por --guide q cpu compile"]
-    assert [entry["agrees"] for entry in found.values()] == [agrees] * 2
-    assert ("DIFFERS por cpu compile" in capsys.readouterr().out) != agrees
-
-
-def test_nothing_begins_without_time(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(gpu, "loss_curves", lambda *_: {"loss": np.zeros((1, 2))})
-    args = gpu.Args(tmp_path, device="cpu", scripts=("bc",))
-    assert gpu.check(args, time.monotonic() + 30)
-    gpu.call([sys.executable, "-c", "print(1)"], tmp_path / "train.log", time.monotonic() + 30)
+def test_a_step_that_is_stopped_is_continued_but_not_beyond_its_own_time(do, capsys, monkeypatch):
+    monkeypatch.setattr(gpu, "TRY", 0)
+    slow, training = Step("collect", 60, SLEEP), Step("train", 1, SLEEP)
+    assert do(slow, seconds=2.0) == {"collect": None}
     out = capsys.readouterr().out
-    assert "no time left for bc cpu compile" in out and "no time left for train" in out
-    assert not (tmp_path / "train.log").exists()
+    assert "collect: stopped" in out and "KeyboardInterrupt" in out
+    assert do(slow._replace(words=["platform"]), training) == {
+        "collect": 0,
+        "train": -signal.SIGINT,
+    }
+    assert do(slow, training._replace(words=["platform"])) == {"collect": 0, "train": 0}
+    too_slow = Step("speed", 1, SLEEP)
+    assert do(too_slow)["speed"] == -signal.SIGINT
+    assert do(too_slow._replace(words=["platform"]))["speed"] == -signal.SIGINT
 
 
-def test_what_the_end_of_the_time_finds_gets_a_ctrl_c(tmp_path, monkeypatch, capsys):
-    code = "import time\ntry: time.sleep(90)\nexcept KeyboardInterrupt: print('saved')"
-    monkeypatch.setattr(gpu, "ENOUGH", 0)
-    gpu.call([sys.executable, "-c", code], tmp_path / "train.log", time.monotonic() + 2)
-    assert (tmp_path / "train.log").read_text() == "saved\n"
-    assert "train ended with code 0" in capsys.readouterr().out
+def test_no_step_begins_without_time(do, capsys, tmp_path):
+    assert do(Step("check", 60, ["platform"]), seconds=gpu.TRY / 2) == {}
+    assert "check: no time left" in capsys.readouterr().out
+    assert not (tmp_path / "check.log").exists()
+
+
+def test_the_command_without_a_gpu_and_with_work_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="PyTorch sees no GPU here; --rehearse does without"):
+        gpu.main()
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path), "--rehearse"])
+    steps = [Step("check", 60, ["platform"]), Step("train", 60, FAIL)]
+    monkeypatch.setattr(gpu, "plan", lambda _: steps)
+    with pytest.raises(SystemExit, match="not done, or not well: train; the same command"):
+        gpu.main()
+    with tarfile.open(tmp_path / "gpu.tar.gz") as archive:
+        assert archive.getnames() == ["check.log", "machine.txt", "steps.json", "train.log"]
+    steps[1] = Step("train", 60, ["platform"])
+    gpu.main()
 
 
 def test_the_archive_holds_all_but_checkpoints(tmp_path):
-    for name in ("check.json", "run/result.json", "run/checkpoint.pt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
+    for name in ("steps.json", "runs/a/result.json", "runs/a/checkpoint.pt", "runs/a.lock"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     for _ in range(2):  # it holds no older archive
         with tarfile.open(gpu.pack(tmp_path)) as archive:
-            assert archive.getnames() == ["check.json", "run/result.json"]
+            assert archive.getnames() == ["runs/a/result.json", "steps.json"]
 
 
 @pytest.mark.skipif(" " in torch.__file__, reason="PyTorch cannot compile below such a path")
 @pytest.mark.slow
-def test_a_rehearsal_on_a_cpu(tmp_path, monkeypatch):
-    words = f"--out {tmp_path}/out --device cpu --minutes 20 --scripts bc --rows 2000 --num-seeds 2"
-    words += " --check-updates 5 --seconds 0.05 --eval-episodes 1 --dataset rebuilt/hopper/"
-    words += "medium-2k-v0 -- --num-updates 20 --eval-episodes 1 --final-eval-episodes 1"
-    monkeypatch.setattr(sys, "argv", ["gpu", *words.split(), *TINY])
-    gpu.main()
+def test_a_rehearsal_on_a_cpu(tmp_path):
+    """Needs D4RL's ant, which is fetched."""
+    words = ["--rehearse", "--minutes", "60", "--out", tmp_path / "out"]
+    command = [sys.executable, "-m", "benchmarks.speed.gpu", *map(str, words)]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    end = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True)
+    assert end.returncode == 0, end.stdout + end.stderr
     with tarfile.open(tmp_path / "out/gpu.tar.gz") as archive:
         names = archive.getnames()
         speed = json.load(archive.extractfile("speed.json"))
-        result = json.load(archive.extractfile("run/result.json"))
-    assert {"check.json", "collect.log", "train.log"} <= set(names)
-    assert [(row["script"], row["seeds"]) for row in speed["rows"]] == [("bc", 2)]
-    assert result["finished"] and result["step"] == 20
+    assert not any(name.endswith(".pt") for name in names)
+    assert [row["script"] for row in speed["rows"]] == list(gpu.SCRIPTS)
+    for name in ("por-weighted", "iql"):
+        assert f"results/antmaze-umaze-2k/{name}-hidden-8-40.json" in names
