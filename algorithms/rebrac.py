@@ -306,21 +306,25 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
     """Add the next actions, and scale AntMaze's rewards. Return the columns of the batches."""
     if task.action_low is None:
         sys.exit(f"{task.env_id}: ReBRAC's tanh needs actions with bounds; POR does not")
-    if not task.ordered:
-        sys.exit(f"{task.name}: ReBRAC needs the action of the following row, so rows in order")
     if "antmaze" in task.name.lower():
         task.reward_scale = 100.0
     data["rewards"] = np.float32(task.reward_scale) * data["rewards"]
+    useful = add_next_actions(data, task)
+    keys = ("observations", "actions", "rewards", "terminals", "next_observations", "next_actions")
+    return {key: data[key][useful] for key in keys}
 
+
+def add_next_actions(data: dict, task: "Task") -> np.ndarray:
+    """Add `next_actions`, which the following rows hold. Return which rows are of use: (n,)."""
+    if not task.ordered:
+        sys.exit(f"{task.name}: the rows are not in the order of time, so next actions are unknown")
     has_next_action = ~data["episode_end"]
     has_next_action[-1] = False
-    # Where the task ended, Q' is not asked, so any next action will do.
-    useful = has_next_action | (data["terminals"] > 0)
     if not has_next_action.any():
         sys.exit(f"{task.name}: no row is followed by another one of its episode")
     data["next_actions"] = np.roll(data["actions"], -1, axis=0)
-    keys = ("observations", "actions", "rewards", "terminals", "next_observations", "next_actions")
-    return {key: data[key][useful] for key in keys}
+    # Where the task ended, no value of a next action is asked for, so any will do.
+    return has_next_action | (data["terminals"] > 0)
 
 
 # What main() trains. The shared code asks of it: `args`; `optimizers`, a dict of Adam; `phases`;

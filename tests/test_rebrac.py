@@ -27,6 +27,7 @@ RATES = {"actor_lr": 1e-3, "critic_lr": 1e-3}
 def make_agent(**options) -> rebrac.ReBRAC:
     """Return two agents with small networks. Their targets are others than their networks."""
     settings = BETAS | RATES | {"discount": 0.9, "num_seeds": 2, "hidden": 16}
+    torch.manual_seed(0)
     agent = rebrac.ReBRAC(rebrac.Args(**settings | options), make_task(rebrac), "cpu")
     with torch.no_grad():
         for parameter in agent.parameters():
