@@ -33,7 +33,13 @@ from benchmarks.common import (
     mean_and_spread,
     short_number,
 )
-from benchmarks.scores.reading import CIRCUMSTANCES, Row, make_rows, read_result
+from benchmarks.scores.reading import (
+    CIRCUMSTANCES,
+    Row,
+    control_label,
+    make_rows,
+    read_result,
+)
 
 matplotlib.use("Agg")
 
@@ -80,10 +86,14 @@ def label_by_differences(rows: list[Row]) -> None:
     """Label every row by its algorithm, and by the options in which the runs of it differ.
 
     Options that are words, such as POR's guide, bring numbers of their own with them. So numbers
-    are told only where runs on one dataset agree in all words.
+    are told only where runs on one dataset agree in all words. Other people's code has a name of
+    its own.
     """
     for row in rows:
-        members = [other for other in rows if other.script == row.script]
+        if row.control:
+            row.label = control_label(row.control, [])
+            continue
+        members = [other for other in rows if other.script == row.script and not other.control]
         words = differing_options(row, members, of_words=True)
         rivals = [
             other

@@ -425,6 +425,7 @@ def make_rows(path: Path, result: dict, label: str = "", deviations: dict | None
             commits=list(dict.fromkeys(result["commits"])),
             device=result["device"],
             versions=result["versions"],
+            control=result.get("control", {}),
         )
         rows.append(row)
     return rows
@@ -452,7 +453,6 @@ def labelled_rows(path: Path, result: dict) -> list[Row]:
     for row in rows:
         row.variant = f"{name} ({', '.join(told)})" if told else name
         row.schedule = schedule_of(module, result)
-        row.control = result.get("control", {})
         if row.paper_stage == "before":
             row.label += ", before online steps"
         if row.paper_stage == "after" and result["args"]["num_updates"] < PUBLISHED_UPDATES:

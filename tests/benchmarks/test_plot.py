@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import plot
 from benchmarks.common import LOOKS
-from tests.benchmarks.make_result import make_result, of_first_casting
+from tests.benchmarks.make_result import as_control, make_result, of_first_casting
 
 
 @pytest.fixture
@@ -120,6 +120,15 @@ def test_published_curves_are_thin_and_grey_and_end_with_ours(draw):
     assert {line.get_marker() for line in published} == {LOOKS["iql"][2]}
     words = ["published, D4RL's v0 data", "published, D4RL's v2 data"]
     assert list(lines_of(figure)) == ["BC", "IQL", *words]
+
+
+def test_other_people_s_code_has_its_own_name_and_dashes(draw):
+    ours = make_result("iql", batch_size=512)
+    lines = lines_of(draw(ours, as_control(make_result("iql"))))
+    words = "corl-team/CORL @ eeeeeee iql.py (their code)"
+    assert list(lines)[:2] == ["IQL", words]
+    assert lines["IQL"].get_color() == lines[words].get_color()
+    assert lines["IQL"].get_linestyle() == "-" != lines[words].get_linestyle()
 
 
 def test_returns_have_no_published_curve(draw):
