@@ -1,9 +1,9 @@
 """One-step RL: Offline RL Without Off-Policy Evaluation (Brandfonbrener et al.; NeurIPS 2021)
 
-Most offline methods evaluate the policy that they are improving, so they ask Q for actions that the
-data lack, and improve again on its answers: errors feed on themselves. One-step RL never does. It
-clones the behaviour policy, learns the value of that policy from the data alone (SARSA), and
-improves on it once. arXiv 2106.08909.
+Most offline methods evaluate the policy that they are improving: Q learns from its own answers for
+actions that the data lack, so errors feed on themselves. One-step RL (arXiv 2106.08909) breaks this
+circle. It clones the behaviour policy, learns the value of that policy by SARSA, where each next
+action is recorded, and improves on it once.
 
     (1) behaviour  max  E_(s,a)  log beta(a|s)
     (2) SARSA      min  E_(s,a,r,s',a')  (r + gamma Q'(s', a') - Q(s, a))^2
@@ -14,7 +14,8 @@ improves on it once. arXiv 2106.08909.
 (1), (2) and the improvement, which is (3), (4) or (5), are the three phases of a run. (s, a, r, s',
 a') are five entries in a row of the data, so Q is the value of what the data's policy did. How far
 pi may leave beta is said by tau, 1 / alpha or n: with tau = 0, n = 1 or alpha towards infinity,
-nothing is improved. (5) trains no pi, so its run has two phases, and the second one is scored.
+nothing is improved. (5) trains no pi, so its run has two phases, and the second one is scored;
+--num-updates counts the third phase of the others.
 
 The authors' code (github davidbrandfonbrener/onestep-rl @ 9999443) does more than the formulas say,
 and so do we:
@@ -27,9 +28,9 @@ and so do we:
   bounds. KL in (4) is estimated by 10 samples of pi, Q by another one. Samples of (5) are clipped.
 - The last row of an episode that time ended is not used, because the data hold no a' for it.
 - Observations and rewards stay as they are.
-Their settings name tau = 0.01, alpha = 1 and n = 10, the defaults here. For the paper they swept
-tau from 0.1 to 30, alpha from 0.03 to 10 and n from 2 to 100 for every dataset; the best are not
-published.
+Their settings name tau = 0.01, alpha = 1 and n = 10, the defaults here. Their figures.ipynb sweeps
+tau from 0.1 to 30, alpha from 0.03 to 10 and n from 2 to 100. Which of these served which dataset,
+their repository does not say.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.
