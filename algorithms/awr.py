@@ -19,8 +19,8 @@ Offline, where `--env` is a dataset, V is trained first, then pi: one iteration,
 is a moving root mean square of the advantage A = R - V(s).
 Online, where `--env` is a Gymnasium id, each iteration adds --new-steps steps of pi to the newest
 --buffer-size ones, and trains V, then pi, on these. See train_online.
-`--weights return` leaves V(s) out of (3), which is RWR (Peters, Schaal; ICML 2007). The paper's
-other ablations are --weight-clip 0, --td-lambda 1 and --buffer-size 2048.
+`--weights return` leaves V(s) out of (3), which is RWR (Peters, Schaal; ICML 2007); V then serves
+(1) alone. The paper's other ablations are --weight-clip 0, --td-lambda 1 and --buffer-size 2048.
 
 As in the authors' code (github xbpeng/awr @ 831442f):
 - A is normalised over all data, and beta = 1. The paper has beta = 0.05 and A itself: --advantage
@@ -35,6 +35,7 @@ In these points we differ:
 - Online, exactly --new-steps steps per iteration, so the last episode is cut, where R ends with V.
   They finish it. Before all, --random-steps uniform actions, the same for all agents.
 - Moments of observations take up new steps before an iteration trains, theirs after it.
+- Offline, all rows are used, in one iteration. D4RL's paper iterated on the last 50,000 rows.
 MARWIL's c is that of RLlib (github ray-project/ray @ 234e7bd), which has no clip and no 1 - gamma,
 and trains V and pi at once.
 

@@ -145,7 +145,7 @@ class Momentum:
         for i in (2, 1, 0):
             gradients[f"weight{i}"] = slope.T @ self.inputs[i]
             gradients[f"bias{i}"] = slope.sum(0)
-            slope = (slope @ self.network[f"weight{i}"]) * (self.inputs[i] > 0)
+            slope = np.where(self.inputs[i] > 0, slope @ self.network[f"weight{i}"], 0)
         for name, gradient in gradients.items():
             self.velocity[name] = 0.9 * self.velocity[name] + gradient
             self.network[name] = self.network[name] - self.lr * self.velocity[name]
