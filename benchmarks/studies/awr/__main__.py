@@ -1,0 +1,3 @@
+from benchmarks.studies.awr.study import main
+
+main()
