@@ -46,6 +46,11 @@ def test_all_pages_are_read():
     assert written | {"README.md"} == set(PAGES)
 
 
+def test_the_readme_has_a_row_for_every_script():
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"^\| `(\w+)\.py` \|", table, re.MULTILINE)) == SCRIPTS
+
+
 def test_no_rule_is_out_of_use():
     found = all_commands()
     for start in NOT_RUN:
