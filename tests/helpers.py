@@ -117,6 +117,7 @@ SMALLER = {
     "sac": ["--random-steps=60"],
     "onestep": ["--behavior-updates=15", "--q-updates=18"],
     "bcq": ["--vae-hidden=12", "--test-samples=5"],
+    "plas": ["--vae-hidden=12", "--vae-updates=18"],
     "cql": ["--num-actions=3"],
     "awr": ["--value-updates=15", "--policy-updates=25", "--new-steps=40", "--random-steps=60"],
 }
