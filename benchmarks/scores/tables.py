@@ -173,7 +173,7 @@ class Section:
 
 def make_sections(rows: list[Row]) -> list[Section]:
     """Group the rows for the page. Of the first casting, only what has not been run again stays."""
-    repeated = {run_key(row) for row in rows if not row.first_casting and not row.control}
+    repeated = {run_key(row) for row in rows if not row.first_casting}
     parts = {}
     for row in rows:
         if row.first_casting and run_key(row) in repeated:

@@ -563,6 +563,7 @@ def test_a_control_does_not_replace_our_run_of_the_first_casting(folder):
     assert [bool(row.control) for row in beside.rows] == [False, True] and beside.first_casting
 
 
+@pytest.mark.filterwarnings("error")
 def test_difference_and_standard_error():
     gap, error = check.difference_with_error(np.array([1.0, 2.0, 6.0]), np.array([10.0, 14.0]))
     assert gap == -9  # s^2 is 7 for three seeds and 8 for two
