@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tyro
 
+from benchmarks.common import ROOT
 from benchmarks.studies.awr import study
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -82,7 +83,16 @@ def test_finished_runs_are_read_and_not_trained_again(monkeypatch, capsys):
     assert first["gain"]["mean"] == 18 and first["mean_of_curve"]["mean"] == 19.5
     assert second["last_tenth_beyond_awr"]["per_agent"] == [-30, -30, -30]
     assert Path("out/ablations.png").read_bytes().startswith(b"\x89PNG")
-    assert "no baseline (RWR)" in capsys.readouterr().out
+    assert "| no baseline (RWR) | -20 ± 25 | -2 ± 25 |" in capsys.readouterr().out
+
+
+def test_the_table_gets_onto_a_page(monkeypatch):
+    write_runs()
+    Path("page.md").write_text(f"a\n{study.BEGIN}\nold\n{study.END}\nb\n")
+    found = run_study(monkeypatch, "--page", "page.md")["variants"]
+    lines = Path("page.md").read_text().splitlines()
+    assert lines[0] == "a" and lines[-1] == "b" and "old" not in lines
+    assert "\n".join(lines[2:-2]) == study.table(found) and len(lines) == 11
 
 
 def test_a_run_that_diverges_is_told_and_the_others_go_on(monkeypatch, capsys):
@@ -97,7 +107,7 @@ def test_a_run_that_diverges_is_told_and_the_others_go_on(monkeypatch, capsys):
     found = run_study(monkeypatch)["variants"]
     assert resumed == [["--resume", "out/no-clip"]]
     assert not found["no-clip"]["finished"] and found["one-iteration"]["finished"]
-    assert "diverged after 8000 updates" in capsys.readouterr().out
+    assert "no clip (diverged after 8,000 updates)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -114,6 +124,14 @@ def test_bad_input_is_refused(words, message, monkeypatch):
     with pytest.raises(SystemExit, match=message):
         run_study(monkeypatch, *words)
     assert not Path("out/result.json").exists()
+
+
+def test_the_page_has_the_stored_numbers():
+    folder = ROOT / "benchmarks/studies/awr"
+    if not (folder / "results/result.json").exists():
+        pytest.skip("no result is stored yet")
+    stored = json.loads((folder / "results/result.json").read_text())["variants"]
+    assert study.table(stored) in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_other_errors_of_a_run_end_the_study(monkeypatch):

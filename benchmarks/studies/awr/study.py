@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from benchmarks.common import algorithm_color, load_script
+from benchmarks.common import algorithm_color, load_script, markdown_table, update_page
 from benchmarks.scores.reading import read_result
 from benchmarks.studies.shared import shown, store, summary
 
@@ -43,6 +43,7 @@ VARIANTS = {
     "monte-carlo": ("Monte Carlo", ["--td-lambda", "1"], "td3_bc"),
     "one-iteration": ("one iteration", ["--buffer-size", "2048"], "sac"),
 }
+BEGIN, END = "<!-- awr:begin -->", "<!-- awr:end -->"  # of the table on a page
 UPDATES = 40 + 160  # of V and of pi in an iteration
 
 
@@ -56,6 +57,7 @@ class Args:
     iterations: int = 24  # of 2,048 steps, 40 updates of V and 160 of pi
     eval_every: int = 2  # iterations between evaluations
     episodes: int = 5  # per evaluation and agent
+    page: Path | None = None  # page that gets the table between its marks; None: it is only printed
 
 
 def words_of(args: Args, variant: str) -> list[str]:
@@ -122,6 +124,19 @@ def read_variant(folder: Path) -> dict:
     }
 
 
+def table(found: dict) -> str:
+    """Return the numbers as a table in Markdown, with 95 % intervals over agents."""
+    header = ["variant", "first tenth", "last tenth", "whole curve", "last tenth beyond AWR's"]
+    keys = ("first_tenth", "last_tenth", "mean_of_curve", "last_tenth_beyond_awr")
+    rows = []
+    for variant, numbers in found.items():
+        name = VARIANTS[variant][0]
+        if not numbers["finished"]:
+            name += f" (diverged after {numbers['updates'][-1]:,} updates)"
+        rows.append([name, *(shown(numbers[key], 0) for key in keys)])
+    return markdown_table(header, rows)
+
+
 def draw(found: dict, env: str) -> Figure:
     """Draw the mean return of each variant, and the range of its agents."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
@@ -152,17 +167,12 @@ def main() -> None:
     for variant in args.variants:
         train(args, variant)
         found[variant] = read_variant(args.out / variant)
-    for variant, numbers in found.items():
-        against = np.subtract(
-            numbers["last_tenth"]["per_agent"], found["awr"]["last_tenth"]["per_agent"]
-        )
-        numbers["last_tenth_beyond_awr"] = summary(against)
-        end = "" if numbers["finished"] else f" (diverged after {numbers['updates'][-1]} updates)"
-        print(
-            f"{VARIANTS[variant][0]:18} first tenth {shown(numbers['first_tenth'], 0)}, "
-            f"last {shown(numbers['last_tenth'], 0)}, mean {shown(numbers['mean_of_curve'], 0)}, "
-            f"beyond AWR {shown(numbers['last_tenth_beyond_awr'], 0)}{end}"
-        )
+    for numbers in found.values():
+        whole, part = (x["last_tenth"]["per_agent"] for x in (found["awr"], numbers))
+        numbers["last_tenth_beyond_awr"] = summary(np.subtract(part, whole))
+    print(table(found))
+    if args.page is not None:
+        update_page(args.page, BEGIN, END, table(found))
     result = {"env": args.env, "variants": found}
     store("awr", args.out, "result", result, {"ablations.png": draw(found, args.env)})
 
