@@ -27,7 +27,7 @@ SMALL = {"dtype": "float64", "obs_dim": 5, "act_dim": 2, "hidden": 16, "batch_si
 FULL = {"dtype": "float32", "obs_dim": 11, "act_dim": 3, "hidden": 256, "batch_size": 64,
         "lr": 1e-4, "num_samples": 10}
 CASES = {
-    "exp": {**SMALL, "improvement": "exp", "tau": 1.0, "seed": 1},
+    "exp": {**SMALL, "improvement": "exp", "tau": 6.0, "seed": 1},
     "rkl": {**SMALL, "improvement": "rkl", "alpha": 0.3, "seed": 2},
     "easy_bcq": {**SMALL, "improvement": "easy_bcq", "num_samples": 7, "seed": 3},
     "full width": {**FULL, "improvement": "rkl", "alpha": 1.0, "seed": 4},
