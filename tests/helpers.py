@@ -118,6 +118,7 @@ SMALLER = {
     "onestep": ["--behavior-updates=15", "--q-updates=18"],
     "bcq": ["--vae-hidden=12", "--test-samples=5"],
     "plas": ["--vae-hidden=12", "--vae-updates=18"],
+    "bear": ["--vae-hidden=12", "--test-samples=5", "--warmup-updates=12"],
     "cql": ["--num-actions=3"],
     "awr": ["--value-updates=15", "--policy-updates=25", "--new-steps=40", "--random-steps=60"],
 }
