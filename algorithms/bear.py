@@ -17,9 +17,11 @@ arXiv 1906.00949.
 
 In (5), X are a few actions of the VAE in s, which has learned those of the data, and Y as many of
 pi. With only 4 or 5 in each, MMD says whether they lie in the same region, and little about how
-often: the support. (6) is dual gradient descent: alpha, the price of distance, rises while MMD is
-above the bound epsilon, and falls below it. Q' in (4) is 3/4 of the smaller and 1/4 of the larger
-target. In the first updates pi follows the VAE alone, and (5) has no Q.
+often: the support. That is the intention; a Gaussian kernel as wide as the published ones sees
+little but the means of the two sets, because MMD^2 becomes |mean X - mean Y|^2 / sigma. (6) is dual
+gradient descent: alpha, the price of distance, rises while MMD is above the bound epsilon, and
+falls below it. Q' in (4) is 3/4 of the smaller and 1/4 of the larger target. In the first updates
+pi follows the VAE alone, and (5) has no Q.
 
 There are two codes by the authors, which `--recipe` chooses. `retuned`, the default, is the one for
 D4RL (github rail-berkeley/d4rl_evaluations @ c93b9d2, bear), whose README gives the settings of the
@@ -34,12 +36,14 @@ Both do more than the formulas say, and so do we:
 - log alpha stays within [-5, 10]. Observations and rewards stay as they are.
 In these points we differ:
 - alpha starts at 1, as in the retuned code; the original draws it. The std of pi has the bounds
-  of the retuned code; the original has none. Weights start as PyTorch's layers do, as in the
-  original.
+  of the retuned code; the original has none. Weights start as PyTorch's layers do, and Q' as a copy
+  of Q, as in the original.
+- The paper's Q-functions are an ensemble whose spread is subtracted. The authors advise against it
+  (README of the original), so it is left out.
 - The retuned code asks pi before Q has stepped, but lets Q step before the gradient is taken, which
   newer versions of PyTorch refuse. We let Q step first, as the original.
 - At an episode's end by time, the next state is the true one where the data know it. The retuned
-  code leaves out every 1000th step, the original takes the next episode's first state.
+  code leaves out the 1000th step of an episode, the original takes the next episode's first state.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.
