@@ -17,6 +17,7 @@ import torch
 import tyro
 
 from benchmarks.common import load_script
+from benchmarks.speed.peers import BATCH
 from benchmarks.speed.rows import TASKS, random_rows
 from benchmarks.speed.turns import Worker, serve
 
@@ -55,7 +56,9 @@ def build(config: Config) -> tuple[ModuleType, object]:
             "--run-dir": f"{folder}/run",
         }
         words = [str(word) for option in options.items() for word in option]
-        run = script.start_run(tyro.cli(script.Args, args=[*config.words, *words]))
+        # Some scripts have another default, but rows of one table are to be comparable.
+        batch = ["--batch-size", str(BATCH)]
+        run = script.start_run(tyro.cli(script.Args, args=[*batch, *config.words, *words]))
     run.task.env_kwargs = shape.env_kwargs
     return script, run
 

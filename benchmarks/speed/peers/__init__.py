@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-BATCH = 256  # the default of every script, ours and theirs
+BATCH = 256  # rows of every timed update, ours and theirs; the default of most scripts
 # The folder of a checkout -> the module that knows its code. None imports more than NumPy here,
 # because those in JAX run in an interpreter without PyTorch.
 PROJECTS = {
