@@ -31,6 +31,7 @@ the same, with different settings (`--recipe`). As they do:
 - (4) lacks a term -log 30, which matters in (9) only.
 - AntMaze: y takes the best of 10 actions a', g is at least -200, rewards become 10 r - 5. CORL also
   scales the rewards of hopper-medium so that the returns span 1000.
+- Fine-tuning (`--online-steps`) keeps the losses. This is CORL's; young-geng has none.
 In these points we differ:
 - CORL's log_prob does not look at the actions it is given, so its warm start clones nothing. Ours,
   `--bc-updates`, clones the recorded actions first, clipped to 0.999 as young-geng clips them.
@@ -38,7 +39,6 @@ In these points we differ:
   take five for both, as its fine-tuning script.
 - Q and pi begin with orthogonal weights and nearly silent last layers. CORL does so for Q alone,
   young-geng by option.
-- `--online-steps` keeps the loss, as CORL's fine-tuning does.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.
