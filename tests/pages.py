@@ -42,6 +42,7 @@ NOT_RUN = {
     "git clone": "it downloads other people's code",
     "python -m venv jax": "it downloads JAX",
     "python -m benchmarks.datasets.d4rl_policies": "it downloads D4RL's policies",
+    "python -m benchmarks.speed.gpu": "it needs a GPU",
     "python -m benchmarks.scores.controls": "it needs other people's code",
     "python -m benchmarks.datasets.mazes": "it needs D4RL's ant",
     "python -m benchmarks.studies.physics.check_physics": "it needs D4RL's policies or files",
