@@ -193,7 +193,7 @@ def test_q_is_the_value_of_the_behaviour_policy_on_a_chain():
     a, next_a = (rng.choice([0.5, -0.5], size, p=[0.25, 0.75]) for _ in range(2))
     columns = {"observations": s[:, None], "next_observations": np.ones((size, 1))}
     columns |= {"actions": a[:, None], "next_actions": next_a[:, None]}
-    columns |= {"rewards": (1 + s) * (a > 0), "terminals": (s == 1) | (a > 0)}
+    columns |= {"rewards": np.where(a > 0, 1 + s, 0), "terminals": (s == 1) | (a > 0)}
     args = onestep.Args(num_seeds=2, batch_size=256, discount=0.9, improvement="rkl", hidden=32)
     args.lr, args.polyak = 3e-3, 0.1
     torch.manual_seed(0)
