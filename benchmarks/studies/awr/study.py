@@ -170,11 +170,11 @@ def main() -> None:
     for numbers in found.values():
         whole, part = (x["last_tenth"]["per_agent"] for x in (found["awr"], numbers))
         numbers["last_tenth_beyond_awr"] = summary(np.subtract(part, whole))
+    result = {"env": args.env, "variants": found}
+    store("awr", args.out, "result", result, {"ablations.png": draw(found, args.env)})
     print(table(found))
     if args.page is not None:
         update_page(args.page, BEGIN, END, table(found))
-    result = {"env": args.env, "variants": found}
-    store("awr", args.out, "result", result, {"ablations.png": draw(found, args.env)})
 
 
 if __name__ == "__main__":
