@@ -30,6 +30,18 @@ VARIANTS = {
     "por --guide q": ["--guide=q", "--behavior-updates=15"],
     "bc --policy gaussian": ["--policy=gaussian", "--top-fraction=0.5"],
     "spot --estimate iwae": ["--estimate=iwae", "--num-samples=2", "--num-updates=13"],
+    "awac --weights softmax": ["--weights=softmax"],
+    "awr --weights marwil": ["--weights=marwil", "--td-lambda=1"],
+    "cql --variant rho": [
+        "--variant=rho",
+        "--target-gap=0.5",
+        "--max-backup=True",
+        "--bc-updates=10",
+    ],
+    "onestep --improvement exp": ["--improvement=exp"],
+    "onestep --improvement easy_bcq": ["--improvement=easy_bcq", "--q-updates=22"],
+    "plas --phi 0.05": ["--phi=0.05"],
+    "bear --recipe original": ["--recipe=original"],
 }
 CASES = [*sync.read_scripts(), *VARIANTS]
 DATA = ["--env=hopper-medium-v2", "--dataset-file=data.hdf5"]
