@@ -82,6 +82,7 @@ SHORTER = [
     (r"(studies\.guide train .*)" + END, rf"\1 --num-seeds 2 {TRAINING} {POR}"),
     (r"(studies\.four_room.*)", r"\1 --num-seeds 2 --num-updates 20 --episodes 2"),
     (r"(studies\.mix.*)", rf"\1 --num-seeds 2 {TRAINING} {POR}"),
+    (r" --variants awr no-baseline", ""),
     (r"(studies\.awr.*)", r"\1 --num-seeds 2 --iterations 2 --episodes 1 --variants awr no-clip"),
     (r"(make run)$", r"\1 RUN_UPDATES=30"),
     # Measurements

@@ -159,9 +159,9 @@ def test_rows_without_a_next_state_are_left_out():
 
 
 def gap(count: int, seed: int) -> dict:
-    """Return actions near -0.5 and +0.5 with the reward 1 - |a|, which is best where no data are.
+    """Return actions near -0.5 and +0.5. The reward falls with the last coordinate, down to -1.
 
-    The last coordinate is of no use. It is 0.3 in the data.
+    But the last coordinate is near 0.3 in all of the data.
     """
     rng = np.random.default_rng(seed)
     a = np.stack([rng.choice([-0.5, 0.5], count), np.full(count, 0.3)], 1)
