@@ -37,7 +37,7 @@ one random stream, so seed 3 alone is another run than seed 3 of five.
 
     python algorithms/onestep.py --env hopper-medium-v2 --num-seeds 5     # D4RL, downloaded once
     python algorithms/onestep.py --env mujoco/hopper/medium-v0 --improvement exp --tau 1  # Minari
-    python algorithms/onestep.py --env Pendulum-v1 --dataset-file my.hdf5 # your data, D4RL's layout
+    python algorithms/onestep.py --env Pendulum-v1 --dataset-file my.hdf5  # yours, D4RL's layout
     python algorithms/onestep.py --resume runs/onestep-...                # continue a stopped run
 """
 

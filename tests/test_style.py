@@ -37,7 +37,8 @@ NOT_IMPORTED = {
 # What other requirements bring
 COME_ALONG = {"imageio": "gymnasium[mujoco]", "PIL": "matplotlib", "huggingface_hub": "minari[hf]"}
 OPTIONAL = {"ray"}  # imported only where it is asked for
-OF_AUTHORS = {"flax", "jax", "learner", "rlkit"}  # needed to record golden files, not to test
+# Needed to record golden files, not to test
+OF_AUTHORS = {"SimpleSAC", "flax", "jax", "learner", "rlkit"}
 LAST_COMMON_FIELD = "execution"  # the fields of Args up to this one are the same everywhere
 # But for the default of these, which is part of what an algorithm's authors published. It is None
 # where it depends on the dataset.
