@@ -79,8 +79,11 @@ SHORTER = [
     (r"(benchmarks\.run (?!.* -- ).*)", rf"\1 --num-seeds 2 --num-updates 30 -- {SIZES}"),
     (r"(algorithms/por\.py --env .*)", rf"\1 --num-seeds 2 {TRAINING} {POR}"),
     (r"(algorithms/sac\.py .*)", rf"\1 --snapshot-every 10 {TRAINING} {SAC}"),
-    (r"(studies\.guide train .*)" + END, rf"\1 --num-seeds 2 {TRAINING} {POR}"),
+    (r"(studies\.guide train .*?)" + END, rf"\1 --num-seeds 2 {TRAINING} {POR}"),
     (r"(studies\.four_room.*)", r"\1 --num-seeds 2 --num-updates 20 --episodes 2"),
+    (r"(studies\.mix.*)", r"\1 --env rebuilt/pointmaze/umaze-2k-v0"),
+    (r"(studies\.mix.*)", r"\1 --more-env rebuilt/pointmaze/umaze-noisy-2k-v0"),
+    (r"(guide cut rebuilt/hopper.*)", r"\1 --held-out 2"),
     (r"(studies\.mix.*)", rf"\1 --num-seeds 2 {TRAINING} {POR}"),
     (r" --variants awr no-baseline", ""),
     (r"(studies\.awr.*)", r"\1 --num-seeds 2 --iterations 2 --episodes 1 --variants awr no-clip"),
@@ -173,9 +176,9 @@ def run_pages(pages: list[str], folder: Path) -> list[Outcome]:
     outcomes = []
     done = set()
     for page, command, short in todo:
-        if short in done:
+        if (page, short) in done:
             continue
-        done.add(short)
+        done.add((page, short))
         start = time.monotonic()
         process = subprocess.run(
             ["bash", "-c", f"set -e; {short}"],
