@@ -198,8 +198,8 @@ def draw_published(axes: plt.Axes, rows: list[Row]) -> dict:
         marker = {"marker": algorithm_marker(script), "markersize": 4}
         at = sorted(curve)
         axes.plot(at, [curve[update] for update in at], **look, **marker)
-        # The marker is that of the algorithm, so the legend shows the line without one.
-        entries[f"published, D4RL's {version} data"] = plt.Line2D([], [], **look)
+        label = f"{algorithm_name(script)}, published (D4RL's {version})"
+        entries[label] = plt.Line2D([], [], **look, **marker)
     return entries
 
 
