@@ -1,0 +1,1 @@
+"""Support or distribution? The lecture's tabular pictures of BEAR and BCQ."""

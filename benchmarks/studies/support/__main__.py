@@ -1,0 +1,3 @@
+from benchmarks.studies.support.study import main
+
+main()
