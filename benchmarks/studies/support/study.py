@@ -298,11 +298,11 @@ def draw(found: dict) -> Figure:
         left.plot(lengths, means, dashes, color=color, linewidth=2.5, marker="o", label=name)
         left.fill_between(lengths, means - halves, means + halves, color=color, alpha=0.12)
     left.set_xlabel("cells from the start to the goal", fontsize=13)
-    left.set_title("BEAR's line: probability to reach the goal", fontsize=14)
+    left.set_title("BEAR's line: probability to reach the goal", fontsize=13)
     left.set_ylim(-0.04, 1.04)
     left.set_xticks(lengths)
     left.legend(
-        fontsize=11, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2
+        fontsize=10, frameon=False, loc="upper center", bbox_to_anchor=(0.45, -0.15), ncols=2
     )
     kinds = list(found["tabular"])
     for axes, panels in (
@@ -326,9 +326,9 @@ def draw(found: dict) -> Figure:
                 )
             labels.append(f"{'BCQ' if name == 'bcq' else 'naive Q'}\n{kind[:5]}.")
         axes.set_xticks([i + 0.2 * (len(panels) - 1) for i in range(4)], labels, fontsize=11)
-    middle.set_title("BCQ's table: value at the start", fontsize=14)
+    middle.set_title("BCQ: value at the start", fontsize=13)
     middle.legend(fontsize=11, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.15))
-    right.set_title("episodes that leave the data", fontsize=14)
+    right.set_title("BCQ: leaves the data", fontsize=13)
     for axes in (left, middle, right):
         axes.tick_params(labelsize=11)
         axes.spines[["top", "right"]].set_visible(False)
