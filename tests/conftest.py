@@ -145,6 +145,16 @@ def pendulum():
 
 
 @pytest.fixture(scope="session")
+def cartpole():
+    """Return `cartpole(rows=, cut=, seed=)`: 4 observations, two discrete actions, falls, cuts."""
+
+    def make(rows: int = 400, cut: int = 20, seed: int = 0) -> dict:
+        return random_episodes("CartPole-v1", rows, cut, seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def tiny_hdf5(hopper):
     """Return `tiny_hdf5(path, raw, without=[...], key=array)`: writes a file as D4RL's v2 are."""
 

@@ -118,8 +118,10 @@ SMALLER = {
     "onestep": ["--behavior-updates=15", "--q-updates=18"],
     "bcq": ["--vae-hidden=12", "--test-samples=5"],
     "plas": ["--vae-hidden=12", "--vae-updates=18"],
+    "discrete_bcq": ["--random-steps=60"],
     "bear": ["--vae-hidden=12", "--test-samples=5", "--warmup-updates=12"],
     "cql": ["--num-actions=3"],
+    "mopo": ["--model-hidden=12", "--model-updates=25", "--rollouts=30", "--rollout-every=7"],
     "awr": ["--value-updates=15", "--policy-updates=25", "--new-steps=40", "--random-steps=60"],
 }
 

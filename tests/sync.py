@@ -39,6 +39,11 @@ ALLOWED_TO_DIFFER = {
         "awr": "trains on the newest steps between two samplings",
     },
     "start_run": {"sac": "begins without a dataset"},
+    "Phase": {"mopo": "the model's phase ends when the model no longer improves"},
+    "train_phase": {"mopo": "the model's phase ends when the model no longer improves"},
+    "describe_actions": {"discrete_bcq": "takes discrete actions, and no others"},
+    "random_dataset": {"discrete_bcq": "draws discrete actions"},
+    "interact": {"discrete_bcq": "discrete actions are not clipped, and have one number"},
 }
 
 
