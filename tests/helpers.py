@@ -122,6 +122,7 @@ SMALLER = {
     "bear": ["--vae-hidden=12", "--test-samples=5", "--warmup-updates=12"],
     "cql": ["--num-actions=3"],
     "mopo": ["--model-hidden=12", "--model-updates=25", "--rollouts=30", "--rollout-every=7"],
+    "dt": ["--num-blocks=2", "--warmup-updates=5"],
     "awr": ["--value-updates=15", "--policy-updates=25", "--new-steps=40", "--random-steps=60"],
 }
 
