@@ -9,8 +9,20 @@ pieces of bad episodes would have to be joined (see por.py).
 
     (1) deterministic  min  E_(s,a)  |a - pi(s)|^2 / dim(a)
     (2) gaussian       max  E_(s,a)  log pi(a|s)
-    (3) %BC            (1) or (2) over the best episodes that fill at most X % of the rows
-    (4) held out       (1) or (2) over some of these episodes, which no gradient ever sees
+    (3) %BC            the loss over the best episodes that fill at most X % of the rows
+    (4) held out       the loss over some of these episodes, which no gradient ever sees
+
+Where the data do two things in one state, as different people do, (1) and (2) take the average of
+both, which may be neither. Three policies hold several modes (benchmarks/studies/imitation):
+
+    (5) mixture        max  E_(s,a)  log sum_k w_k(s) N(a; m_k(s), diag(sigma_k^2))
+    (6) categorical    max  E_(s,a)  sum_d log p_d(bin of a_d | s), the range of each a_d in bins
+    (7) diffusion      min  E_(s,a,t,e)  |e - e_theta(sqrt(b_t) a + sqrt(1 - b_t) e, t, s)|^2
+
+In (7) e is Gaussian noise and b_t falls to 0 as t grows. A network that knows the noise draws an
+action from nothing but noise, taking some of it away in each of T steps (Ho et al., 2020). (5) acts
+by the mean of the likeliest component, (6) by the centre of the likeliest bins, (7) by a sample. In
+(6) the dimensions are independent, so it holds the modes of each dimension, not of pairs.
 
 (4) is the check that lectures on cloning ask for. It falls together with the training loss as long
 as the clone learns what episodes have in common. It rises when they are learned by heart. It says
@@ -25,7 +37,10 @@ to the first that would exceed X. CORL counts episodes, which is more data where
 In these points we differ from both:
 - (4) costs 5 % of the episodes; --validation-fraction 0 gives them back.
 - (2) has an unsquashed mean, as POR's policy, and one standard deviation per dimension. It acts by
-  the mean.
+  the mean. (5) is the same with K components.
+- (7) has the noise schedule of Diffusion-QL (github Zhendong-Wang/Diffusion-Policies-for-Offline-RL
+  @ d871f5c, agents/) and, as there, bounds the action at every step. Its network is one more layer
+  of 256, with ReLU, and takes t as one of T inputs that is 1.
 - A last episode without an end has no return. It ranks last, which only 100 % reaches.
 And from CORL in these:
 - Episodes end where the file says so. CORL also cuts every 1000 rows, of which its loader leaves
@@ -38,7 +53,7 @@ one random stream, so seed 3 alone is another run than seed 3 of five.
 
     python algorithms/bc.py --env hopper-medium-v2 --num-seeds 5       # D4RL, downloaded once
     python algorithms/bc.py --env hopper-medium-v2 --top-fraction 0.1  # 10%BC
-    python algorithms/bc.py --env mujoco/hopper/medium-v0 --policy gaussian  # Minari
+    python algorithms/bc.py --env mujoco/hopper/medium-v0 --policy mixture  # Minari
     python algorithms/bc.py --env Pendulum-v1 --dataset-file my.hdf5   # your data, D4RL's layout
     python algorithms/bc.py --resume runs/bc-...                       # continue a stopped run
 """
@@ -89,6 +104,8 @@ from tqdm import tqdm
 # Arguments
 # --------------------------------------------------------------------------------------------------
 
+PolicyName = Literal["deterministic", "gaussian", "mixture", "categorical", "diffusion"]
+
 
 @dataclass
 class Args:
@@ -109,7 +126,10 @@ class Args:
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda if available
     execution: Literal["auto", "eager", "compile", "graph"] = "auto"  # auto: graph on CUDA
     # --- BC (None: the dataset's row in SETTINGS) ---
-    policy: Literal["deterministic", "gaussian"] | None = None  # its loss: Eq. 1 or Eq. 2
+    policy: PolicyName | None = None  # its loss: Eq. 1, 2, 5, 6 or 7
+    components: int = 5  # of the mixture: K; robomimic has 5, too
+    bins: int = 41  # of the categorical policy, per dimension; ours
+    diffusion_steps: int = 20  # of the diffusion policy: T; ours
     top_fraction: float = 1.0  # share of the rows that the best episodes may fill: Eq. 3
     validation_fraction: float = 0.05  # share of these episodes that is held out: Eq. 4
     normalize: bool = True  # standardise the observations
@@ -121,6 +141,9 @@ class Args:
 SETTINGS = [
     ("*", {"policy": "deterministic"}),
     ("*", {"policy": "gaussian"}),
+    ("*", {"policy": "mixture"}),
+    ("*", {"policy": "categorical"}),
+    ("*", {"policy": "diffusion"}),
 ]
 
 # --------------------------------------------------------------------------------------------------
@@ -169,6 +192,106 @@ class GaussianPolicy(nn.Module):
         return log_density.sum(-1)
 
 
+class MixturePolicy(nn.Module):
+    """Mixture of K diagonal Gaussians p(y|x); their standard deviations do not depend on x."""
+
+    def __init__(self, num_seeds: int, dims: list[int], components: int):
+        super().__init__()
+        *hidden, out = dims
+        self.shape = (components, 1 + out)
+        self.net = mlp(num_seeds, [*hidden, components * (1 + out)])
+        self.log_std = nn.Parameter(torch.zeros(num_seeds, 1, components, out))
+
+    def forward(self, x):
+        """Return log weights (N, B, K), means (N, B, K, out) and deviations (N, 1, K, out)."""
+        logit, mean = self.net(x).unflatten(-1, self.shape).split([1, self.shape[1] - 1], -1)
+        std = self.log_std.clamp(-5, 2).exp()  # bounds of GaussianPolicy
+        return logit.squeeze(-1).log_softmax(-1), mean, std
+
+    def log_prob(self, x, y):
+        """Return log p(y|x) of shape (N, B)."""
+        log_weight, mean, std = self(x)
+        error = (y.unsqueeze(-2) - mean) / std
+        log_density = -0.5 * error**2 - std.log() - 0.5 * math.log(2 * math.pi)
+        return (log_weight + log_density.sum(-1)).logsumexp(-1)
+
+    def act(self, x):
+        """Return the mean of the likeliest component: (N, B, in) -> (N, B, out)."""
+        log_weight, mean, _ = self(x)
+        likeliest = log_weight.argmax(-1)[..., None, None].expand(-1, -1, 1, mean.shape[-1])
+        return mean.gather(2, likeliest).squeeze(2)
+
+
+class CategoricalPolicy(nn.Module):
+    """For each dimension of y, which lies in [-1, 1], probabilities p(bin|x) of equal bins."""
+
+    def __init__(self, num_seeds: int, dims: list[int], bins: int):
+        super().__init__()
+        *hidden, out = dims
+        self.bins = bins
+        self.net = mlp(num_seeds, [*hidden, out * bins])
+
+    def forward(self, x):
+        """Return log probabilities (N, B, out, bins)."""
+        return self.net(x).unflatten(-1, (-1, self.bins)).log_softmax(-1)
+
+    def log_prob(self, x, y):
+        """Return the log probability of y's bins, of shape (N, B)."""
+        bin_of_y = ((y + 1) / 2 * self.bins).long().clamp(0, self.bins - 1)  # y = 1: the last one
+        return self(x).gather(-1, bin_of_y.unsqueeze(-1)).squeeze(-1).sum(-1)
+
+    def act(self, x):
+        """Return the centres of the likeliest bins: (N, B, in) -> (N, B, out)."""
+        return (self(x).argmax(-1) + 0.5) * 2 / self.bins - 1
+
+
+class DiffusionPolicy(nn.Module):
+    """Denoising diffusion model of p(y|x), where y lies in [-1, 1] (arXiv 2006.11239)."""
+
+    def __init__(self, num_seeds: int, dims: list[int], steps: int):
+        super().__init__()
+        *hidden, out = dims
+        self.out = out
+        self.steps = steps
+        self.net = mlp(num_seeds, [out + steps + hidden[0], *hidden[1:], hidden[-1], out])
+        # Diffusion-QL's vp_beta_schedule: noise whose rate grows from 0.1 to 10 over a unit of time
+        t = torch.arange(1, steps + 1).to(torch.get_default_dtype())
+        log_kept = -0.1 / steps - 0.5 * (10 - 0.1) * (2 * t - 1) / steps**2
+        self.register_buffer("kept", log_kept.exp())  # share of y's variance that step t keeps
+        self.register_buffer("kept_in_all", log_kept.cumsum(0).exp())  # by the steps up to t: b_t
+
+    def forward(self, noisy, t, x):
+        """Return the noise within `noisy` (N, B, out) of step t (N, B), counted from 0."""
+        which = nn.functional.one_hot(t, self.steps).to(x.dtype)
+        return self.net(torch.cat([noisy, which, x], -1))
+
+    def loss(self, x, y):
+        """Return Eq. 7 for a random step of each row, of shape (N, B)."""
+        t = torch.randint(self.steps, y.shape[:2], device=y.device)
+        noise = torch.randn_like(y)
+        kept = self.kept_in_all[t].unsqueeze(-1)
+        noisy = kept.sqrt() * y + (1 - kept).sqrt() * noise
+        return ((noise - self(noisy, t, x)) ** 2).mean(-1)
+
+    def act(self, x):
+        """Draw y: (N, B, in) -> (N, B, out)."""
+        y = torch.randn(*x.shape[:2], self.out, dtype=x.dtype, device=x.device)
+        for step in reversed(range(self.steps)):
+            t = torch.full(x.shape[:2], step, device=x.device)
+            kept, kept_in_all = self.kept[step], self.kept_in_all[step]
+            noise = self(y, t, x)
+            clean = (y - (1 - kept_in_all).sqrt() * noise) / kept_in_all.sqrt()
+            clean = clean.clamp(-1, 1)
+            if step == 0:
+                return clean
+            # The distribution of the previous step's y, given the clean one and this one
+            before = self.kept_in_all[step - 1]
+            added = 1 - kept
+            mean = before.sqrt() * added * clean + kept.sqrt() * (1 - before) * y
+            variance = added * (1 - before) / (1 - kept_in_all)
+            y = mean / (1 - kept_in_all) + variance.sqrt() * torch.randn_like(y)
+
+
 # --------------------------------------------------------------------------------------------------
 # Algorithm
 # --------------------------------------------------------------------------------------------------
@@ -181,10 +304,16 @@ class BC(nn.Module):
         super().__init__()
         self.args = args
         dims = [task.obs_dim, args.hidden, args.hidden, task.act_dim]
-        if args.policy == "gaussian":
-            self.policy = GaussianPolicy(args.num_seeds, dims)
-        else:
+        if args.policy == "deterministic":
             self.policy = mlp(args.num_seeds, dims)
+        elif args.policy == "gaussian":
+            self.policy = GaussianPolicy(args.num_seeds, dims)
+        elif args.policy == "mixture":
+            self.policy = MixturePolicy(args.num_seeds, dims, args.components)
+        elif args.policy == "categorical":
+            self.policy = CategoricalPolicy(args.num_seeds, dims, args.bins)
+        else:
+            self.policy = DiffusionPolicy(args.num_seeds, dims, args.diffusion_steps)
         self.register_buffer("obs_mean", torch.tensor(task.obs_mean))
         self.register_buffer("obs_std", torch.tensor(task.obs_std))
         self.to(device)
@@ -197,21 +326,25 @@ class BC(nn.Module):
         return (obs - self.obs_mean) / self.obs_std
 
     def act(self, obs):
-        """Return pi(s), or the mean of pi(a|s): (N, B, obs) -> (N, B, act)."""
+        """Return pi(s), pi's likeliest action, or a sample of it: (N, B, obs) -> (N, B, act)."""
         obs = self.standardize(obs)
+        if self.args.policy == "deterministic":
+            return self.policy(obs).tanh()
         if self.args.policy == "gaussian":
             mean, _ = self.policy(obs)
             return mean
-        return self.policy(obs).tanh()
+        return self.policy.act(obs)
 
     def update(self, batch: dict) -> dict:
         """Update pi. Return statistics of shape (N,)."""
         s, a = batch["observations"], batch["actions"]
         held_out = batch["held_out"]
-        if self.args.policy == "gaussian":
-            loss = -self.policy.log_prob(self.standardize(s), a)  # Eq. 2
-        else:
+        if self.args.policy == "deterministic":
             loss = ((self.act(s) - a) ** 2).mean(-1)  # Eq. 1
+        elif self.args.policy == "diffusion":
+            loss = self.policy.loss(self.standardize(s), a)  # Eq. 7
+        else:
+            loss = -self.policy.log_prob(self.standardize(s), a)  # Eq. 2, 5 and 6
         cloned = 1 - held_out
         policy_loss = (loss * cloned).sum(1) / cloned.sum(1).clamp(min=1)
         minimize(self.optimizers["policy"], policy_loss)
@@ -226,8 +359,10 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
         sys.exit("--top-fraction must be above 0 and at most 1, which takes all episodes")
     if not 0 <= args.validation_fraction < 1:
         sys.exit("--validation-fraction must be at least 0 and below 1")
-    if args.policy == "deterministic" and task.action_low is None:
-        sys.exit(f"{task.env_id} has actions without bounds; use --policy gaussian")
+    if min(args.components, args.bins, args.diffusion_steps) < 1:
+        sys.exit("--components, --bins and --diffusion-steps must be at least 1")
+    if args.policy in ("deterministic", "categorical", "diffusion") and task.action_low is None:
+        sys.exit(f"{task.env_id} has actions without bounds; use --policy gaussian or mixture")
     chosen, held_out = choose_episodes(args, data, task)
     columns = {key: data[key][chosen] for key in ("observations", "actions")}
     columns["held_out"] = held_out[chosen].astype(np.float32)

@@ -9,6 +9,7 @@ import torch
 
 import bc
 from tests.helpers import forward, make_batch, make_data, make_task, train
+from tests.parity import harness
 
 # ---- The formulas ----
 
@@ -269,3 +270,141 @@ def test_actions_without_bounds_ask_for_a_gaussian():
         bc.prepare_data(bc.Args(policy="deterministic"), data, task)
     columns = bc.prepare_data(bc.Args(policy="gaussian"), data, task)
     assert len(columns["actions"]) == 20
+
+
+# ---- Policies with several modes ----
+
+
+def test_a_mixture_has_the_density_of_torch_distributions():
+    torch.manual_seed(0)
+    policy = bc.MixturePolicy(2, [3, 8, 2], components=4).double()
+    policy.log_std.data.uniform_(-6, 3)  # beyond the clamps, too
+    x, y = torch.randn(2, 5, 3).double(), torch.randn(2, 5, 2).double()
+    log_weight, mean, std = policy(x)
+    parts = torch.distributions.Normal(mean, std.expand_as(mean))
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(logits=log_weight),
+        torch.distributions.Independent(parts, 1),
+    )
+    torch.testing.assert_close(policy.log_prob(x, y), mixture.log_prob(y))
+    assert (std >= np.exp(-5) * (1 - 1e-12)).all() and (std <= np.exp(2) * (1 + 1e-12)).all()
+    for n in range(2):
+        for b in range(5):
+            best = mean[n, b, log_weight[n, b].argmax()]
+            torch.testing.assert_close(policy.act(x)[n, b], best)
+
+
+def test_a_mixture_of_one_is_the_gaussian():
+    torch.manual_seed(0)
+    mixture = bc.MixturePolicy(1, [3, 8, 2], components=1)
+    plain = bc.GaussianPolicy(1, [3, 8, 2])
+    plain.net[0].load_state_dict(mixture.net[0].state_dict())
+    plain.net[2].weight.data = mixture.net[2].weight.data[..., 1:]  # the first is the weight
+    plain.net[2].bias.data = mixture.net[2].bias.data[..., 1:]
+    x, y = torch.randn(1, 5, 3), torch.randn(1, 5, 2)
+    torch.testing.assert_close(mixture.log_prob(x, y), plain.log_prob(x, y))
+    torch.testing.assert_close(mixture.act(x), plain(x)[0])
+
+
+def test_the_categorical_loss_is_cross_entropy_of_the_bins():
+    torch.manual_seed(0)
+    policy = bc.CategoricalPolicy(2, [3, 8, 2], bins=4)
+    x = torch.randn(2, 6, 3)
+    # The edges of the bins are -0.5, 0 and 0.5. Both ends of the range belong to the outer bins.
+    y = torch.tensor([-1, -0.51, -0.5, 0, 0.49, 1.0]).expand(2, 6).unsqueeze(-1).repeat(1, 1, 2)
+    y[..., 1] *= -1
+    bins = torch.tensor([[0, 3], [0, 3], [1, 3], [2, 2], [2, 1], [3, 0]])
+    logits = policy.net(x).unflatten(-1, (2, 4))
+    for n in range(2):
+        loss = torch.nn.functional.cross_entropy(
+            logits[n].transpose(1, 2), bins, reduction="none"
+        ).sum(1)
+        torch.testing.assert_close(policy.log_prob(x, y)[n], -loss)
+    centres = torch.tensor([-0.75, -0.25, 0.25, 0.75])
+    torch.testing.assert_close(policy.act(x), centres[logits.argmax(-1)])
+
+
+def test_noise_is_that_of_diffusion_ql():
+    """Their schedule, and their reverse step, written out for one step in NumPy."""
+    steps, rng = 5, np.random.default_rng(0)
+    with harness.default_dtype({"dtype": "float64"}):
+        policy = bc.DiffusionPolicy(1, [3, 8, 2], steps)
+    t = np.arange(1, steps + 1)
+    beta = 1 - np.exp(-0.1 / steps - 0.5 * 9.9 * (2 * t - 1) / steps**2)
+    alpha_bar = np.cumprod(1 - beta)
+    np.testing.assert_allclose(policy.kept_in_all, alpha_bar)
+    assert alpha_bar[-1] < 0.01  # nearly all is noise at the end
+
+    # act() with given noise
+    x = torch.from_numpy(rng.standard_normal((1, 4, 3)))
+    draws = [torch.from_numpy(rng.standard_normal((1, 4, 2))) for _ in range(steps)]
+    y = draws[0].numpy()
+    for i in reversed(range(steps)):
+        with torch.no_grad():
+            noise = policy(torch.from_numpy(y), torch.full((1, 4), i), x).numpy()
+        clean = np.clip((y - np.sqrt(1 - alpha_bar[i]) * noise) / np.sqrt(alpha_bar[i]), -1, 1)
+        before = alpha_bar[i - 1] if i > 0 else 1.0
+        first = beta[i] * np.sqrt(before) / (1 - alpha_bar[i])
+        second = (1 - before) * np.sqrt(1 - beta[i]) / (1 - alpha_bar[i])
+        variance = beta[i] * (1 - before) / (1 - alpha_bar[i])
+        y = first * clean + second * y
+        if i > 0:
+            y = y + np.sqrt(variance) * draws[steps - i].numpy()
+    given = iter(draws)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(torch, "randn", lambda *shape, **kind: next(given))
+        patch.setattr(torch, "randn_like", lambda like: next(given))
+        found = policy.act(x)
+    np.testing.assert_allclose(found.numpy(), y, atol=1e-12)
+
+
+def test_the_diffusion_loss_is_the_error_of_the_noise(monkeypatch):
+    rng = np.random.default_rng(0)
+    policy = bc.DiffusionPolicy(1, [3, 8, 2], 4).double()
+    x, y, noise = (torch.from_numpy(rng.standard_normal((1, 6, d))) for d in (3, 2, 2))
+    t = torch.tensor([[0, 1, 2, 3, 0, 3]])
+    monkeypatch.setattr(torch, "randint", lambda *args, **kind: t)
+    monkeypatch.setattr(torch, "randn_like", lambda like: noise)
+    kept = policy.kept_in_all.numpy()[t[0]][:, None]
+    noisy = np.sqrt(kept) * y[0].numpy() + np.sqrt(1 - kept) * noise[0].numpy()
+    inputs = np.concatenate([noisy, np.eye(4)[t[0]], x[0].numpy()], axis=1)
+    expected = ((noise[0].numpy() - forward(policy.net, 0, inputs)) ** 2).mean(1)
+    np.testing.assert_allclose(policy.loss(x, y)[0].detach().numpy(), expected)
+
+
+@pytest.mark.parametrize("policy", bc.PolicyName.__args__)
+def test_who_averages_two_modes_and_who_keeps_them(policy):
+    """The data act by 0.7 or -0.7 in every state, six times in ten by 0.7."""
+    torch.manual_seed(0)
+    sizes = {"components": 2, "bins": 11, "diffusion_steps": 10}
+    args = bc.Args(policy=policy, num_seeds=2, hidden=32, lr=3e-3, **sizes)
+    agent = bc.BC(args, make_task(bc), "cpu")
+    obs = torch.randn(2, 256, 4)
+    for _ in range(400):
+        actions = torch.where(torch.rand(2, 256, 1) < 0.6, 0.7, -0.7).expand(-1, -1, 2)
+        batch = {"observations": obs, "actions": actions + 0.05 * torch.randn(2, 256, 2)}
+        agent.update(batch | {"held_out": torch.zeros(2, 256)})
+    with torch.no_grad():
+        acted = agent.act(obs)
+    if policy in ("deterministic", "gaussian"):
+        assert (acted - 0.14).abs().mean() < 0.1  # 0.6 * 0.7 - 0.4 * 0.7
+    elif policy == "diffusion":
+        assert ((acted.abs() - 0.7).abs() < 0.25).float().mean() > 0.8  # N(0.14, 0.69): 0.34
+        assert 0.4 < (acted > 0).float().mean() < 0.8  # both modes
+    else:
+        assert ((acted - 0.7).abs() < 0.2).float().mean() > 0.95  # the likelier mode
+
+
+@pytest.mark.parametrize("name", ["components", "bins", "diffusion_steps"])
+def test_sizes_below_one_are_refused(name):
+    data = make_rows(LENGTHS, RETURNS, REST)
+    with pytest.raises(SystemExit, match="must be at least 1"):
+        bc.prepare_data(bc.Args(policy="mixture", **{name: 0}), data, make_task(bc))
+
+
+def test_policies_on_a_bounded_range_refuse_actions_without_bounds():
+    for policy in ("deterministic", "categorical", "diffusion"):
+        data = make_rows(LENGTHS, RETURNS, REST)
+        task = make_task(bc, action_low=None, action_high=None)
+        with pytest.raises(SystemExit, match="use --policy gaussian or mixture"):
+            bc.prepare_data(bc.Args(policy=policy), data, task)

@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 VARIANTS = {
     "por --guide q": ["--guide=q", "--behavior-updates=15"],
     "bc --policy gaussian": ["--policy=gaussian", "--top-fraction=0.5"],
+    "bc --policy mixture": ["--policy=mixture", "--components=2"],
+    "bc --policy categorical": ["--policy=categorical", "--bins=5"],
+    "bc --policy diffusion": ["--policy=diffusion", "--diffusion-steps=4"],
     "spot --estimate iwae": ["--estimate=iwae", "--num-samples=2", "--num-updates=13"],
     "awac --weights softmax": ["--weights=softmax"],
     "awr --weights marwil": ["--weights=marwil", "--td-lambda=1"],
