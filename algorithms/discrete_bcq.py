@@ -17,8 +17,8 @@ is the likeliest action of the data, whatever Q says. 0.3 is the authors' choice
 x^2 / 2 for errors below 1, and |x| - 1/2 beyond.
 
 Online, where `--env` is a Gymnasium id without data, `--threshold 0` is DQN from scratch: first
-random actions, then an update after each epsilon-greedy step. `python -m
-benchmarks.datasets.collect --env-id CartPole-v1 --behavior RUN_DIR` lets it act for a dataset.
+random actions, then an update after each epsilon-greedy step. What it has learned can act, with
+noise, for a dataset (`python -m benchmarks.datasets.collect --env-id`).
 
 The authors' code (github sfujim/BCQ @ 4876f7e, discrete_BCQ) does more than the paper says, and so
 do we:
@@ -34,9 +34,9 @@ In these points we differ:
 one random stream, so seed 3 alone is another run than seed 3 of five.
 
     python algorithms/discrete_bcq.py --env CartPole-v1 --threshold 0 --num-updates 20000  # DQN
-    python algorithms/discrete_bcq.py --env local/cartpole/dqn-v0       # what it collected
-    python algorithms/discrete_bcq.py --env Acrobot-v1 --dataset-file my.hdf5  # D4RL's layout
-    python algorithms/discrete_bcq.py --resume runs/discrete_bcq-...    # continue a stopped run
+    python algorithms/discrete_bcq.py --env local/cartpole/dqn-v0  # Minari, or what was collected
+    python algorithms/discrete_bcq.py --env Acrobot-v1 --dataset-file my.hdf5   # D4RL's layout
+    python algorithms/discrete_bcq.py --resume runs/discrete_bcq-...            # a stopped run
 """
 
 import contextlib

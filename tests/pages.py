@@ -80,6 +80,7 @@ SHORTER = [
     (r"(benchmarks\.run (?!.* -- ).*)", rf"\1 --num-seeds 2 --num-updates 30 -- {SIZES}"),
     (r"(algorithms/por\.py --env .*)", rf"\1 --num-seeds 2 {TRAINING} {POR}"),
     (r"(algorithms/sac\.py .*)", rf"\1 --snapshot-every 10 {TRAINING} {SAC}"),
+    (r"(algorithms/discrete_bcq\.py .*)", rf"\1 {TRAINING}"),
     (r"(studies\.guide train .*?)" + END, rf"\1 --num-seeds 2 {TRAINING} {POR}"),
     (r"(studies\.four_room.*)", r"\1 --num-seeds 2 --num-updates 20 --episodes 2"),
     (r"(studies\.mix.*)", r"\1 --env rebuilt/pointmaze/umaze-2k-v0"),

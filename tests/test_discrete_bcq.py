@@ -25,12 +25,13 @@ def task_of(obs_dim: int = 4, num_actions: int = ACTIONS):
 def make_agent(**options) -> discrete_bcq.DiscreteBCQ:
     """Return two agents with small networks, a target of their own and a G that knows a lot."""
     args = discrete_bcq.Args(**{"hidden": 16, "num_seeds": 2, "lr": 1e-3} | options)
+    torch.manual_seed(0)
     agent = discrete_bcq.DiscreteBCQ(args, task_of(), "cpu")
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for weight in agent.critic_target.parameters():
             weight += 0.3 * torch.randn(weight.shape, generator=draw)
-        agent.behavior[-1].weight *= 10
+        agent.behavior[-1].weight *= 15
         agent.critic[-1].weight *= 10
     return agent
 
@@ -205,7 +206,8 @@ def test_random_steps_are_of_all_actions(short_env):
     args = discrete_bcq.Args(env=short_env("Acrobot-v1"), random_steps=90, seed=3)
     data, task = discrete_bcq.random_dataset(args)
     assert (task.num_actions, task.act_dim, task.transitions) == (3, 1, 90)
-    assert (np.bincount(data["actions"][:, 0].astype(int)) > 15).all()
+    counts = np.bincount(data["actions"][:, 0].astype(int))
+    assert len(counts) == 3 and counts.min() > 15
 
 
 def test_a_run_that_is_stopped_continues_with_its_steps(main, short_env, monkeypatch):

@@ -14,6 +14,8 @@ observations, T actions, T rewards, T terminations and T truncations.
     python -m benchmarks.datasets.collect hopper-medium --steps 100000   # .../medium-100k-v0
     python -m benchmarks.datasets.collect --env-id Pendulum-v1 --behavior random --steps 50000 \\
         --name local/pendulum/random-v0                                  # your own environment
+    python -m benchmarks.datasets.collect --env-id CartPole-v1 --behavior runs/dqn-cartpole \\
+        --steps 50000 --name local/cartpole/dqn-v0                       # discrete actions
 
 `python -m benchmarks.datasets.recipes` lists the datasets and their policies. `medium-replay`, the
 replay buffer of a training, is played again by snapshots of it: each acts for the stretch of the
@@ -59,9 +61,11 @@ class Args:
     recipe: Annotated[str | None, tyro.conf.Positional] = None
     """dataset, such as hopper-medium, or its id, such as rebuilt/hopper/medium-100k-v0"""
     env_id: str | None = None
-    """instead of a dataset: any Gymnasium id (or module:id) with a time limit and vectors (Box)"""
+    """instead of a dataset: any Gymnasium id (or module:id) with a time limit, whose observations
+    are vectors (Box), and whose actions are vectors or Discrete"""
     behavior: str | None = None
-    """with --env-id: random, or the weight file (.npz, or D4RL's .pkl) of the policy that acts"""
+    """with --env-id: random, or the weight file (.npz, or D4RL's .pkl) of the policy that acts; for
+    Discrete actions the run folder of a DQN, which discrete_bcq.py --threshold 0 trains"""
     name: str | None = None
     """with --env-id: id of the dataset, such as local/pendulum/random-v0"""
     steps: int | None = None
@@ -220,7 +224,7 @@ def describe(args: Args, job: Job, episodes: list[dict]) -> dict:
     if recipe.behavior == ("random",):
         algorithm = "uniform random"
     else:
-        algorithm = "waypoints" if maze else "SAC"
+        algorithm = "waypoints" if maze else job.abouts[0].get("algorithm", "SAC")
     metadata = {
         "algorithm_name": algorithm,
         "description": description.strip(),

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from benchmarks.datasets.d4rl_policies import POLICIES, policy_file, read_snapshot
+from benchmarks.datasets.discrete import load_discrete_behavior
 
 BEHAVIOR = Path(__file__).resolve().parent / "behavior"
 # As sac.py and rlkit clamp it. Deep OPE acts with D4RL's snapshots unclamped, which is the same,
@@ -77,21 +78,35 @@ class UniformPolicy:
         return noise
 
 
-def spaces(env_id: str) -> tuple[gym.spaces.Box, gym.spaces.Box]:
-    """Return the observation and the action space. Refuse the kinds in which no policy can act."""
+def spaces(env_id: str, discrete: bool = False) -> tuple[gym.spaces.Box, gym.Space]:
+    """Return the observation and the action space. Refuse the kinds in which no policy can act.
+
+    `discrete` says whether actions may also be 0, 1, ..., n - 1.
+    """
     try:
         env = gym.make(env_id, disable_env_checker=True)
     except (gym.error.Error, ImportError) as error:
         sys.exit(f"--env-id {env_id}: {error}")
-    for word, space in (("observations", env.observation_space), ("actions", env.action_space)):
-        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
-            sys.exit(f"--env-id {env_id}: {word} are {space}; they must be vectors (Box)")
+    observation_space, action_space = env.observation_space, env.action_space
+    if not is_vector(observation_space):
+        sys.exit(f"--env-id {env_id}: observations are {observation_space}, not vectors (Box)")
     if env.spec.max_episode_steps is None:
         sys.exit(f"--env-id {env_id} has no time limit; register it with max_episode_steps")
-    if not env.action_space.is_bounded():
-        sys.exit(f"--env-id {env_id}: the actions {env.action_space} have no bounds")
     env.close()
-    return env.observation_space, env.action_space
+    if discrete and isinstance(action_space, gym.spaces.Discrete) and action_space.start == 0:
+        return observation_space, action_space
+    if not is_vector(action_space):
+        kinds = "vectors (Box)"
+        if discrete:
+            kinds += " or Discrete actions from 0 on"
+        sys.exit(f"--env-id {env_id}: actions are {action_space}, not {kinds}")
+    if not action_space.is_bounded():
+        sys.exit(f"--env-id {env_id}: the actions {action_space} have no bounds")
+    return observation_space, action_space
+
+
+def is_vector(space: gym.Space) -> bool:
+    return isinstance(space, gym.spaces.Box) and len(space.shape) == 1
 
 
 def read_weights(path: Path) -> tuple[list[dict], list[int], dict]:
@@ -123,12 +138,15 @@ def read_weights(path: Path) -> tuple[list[dict], list[int], dict]:
 def load_behavior(source: str, env_id: str, folder: Path) -> tuple[list[tuple], dict]:
     """Return the stages of a behaviour, and what is known of it for the dataset's metadata.
 
-    The source is a word of Recipe.behavior or the path of a weight file. A stage is (policy, end):
-    the policy acts until the behaviour has made `end` transitions, or without limit if it is None.
+    The source is a word of Recipe.behavior or the path of a weight file; if actions are discrete,
+    it is random or a run folder. A stage is (policy, end): the policy acts until the behaviour has
+    made `end` transitions, or without limit if it is None.
     """
-    observation_space, action_space = spaces(env_id)
-    low, high = action_space.low, action_space.high
+    observation_space, action_space = spaces(env_id, discrete=True)
     obs_dim = observation_space.shape[0]
+    if isinstance(action_space, gym.spaces.Discrete):
+        return load_discrete_behavior(source, env_id, obs_dim, int(action_space.n))
+    low, high = action_space.low, action_space.high
     uniform = UniformPolicy(low, high, obs_dim)
     if source == "random":
         return [(uniform, None)], {"policy": "uniform random actions"}

@@ -46,6 +46,9 @@ class Rollout:
     def __init__(self, envs: list, policy, seed: list[int], steps: int, episodes: int):
         slots = len(envs)
         limit = envs[0].spec.max_episode_steps
+        action_space = envs[0].action_space
+        discrete = isinstance(action_space, gym.spaces.Discrete)
+        action_type = np.int64 if discrete else np.float32
         self.envs = envs
         self.policy = policy
         self.seed = seed
@@ -53,8 +56,9 @@ class Rollout:
         self.episodes = episodes
         self.rows = np.arange(slots)
         self.observations = np.zeros((slots, limit + 1, policy.obs_dim), np.float32)
-        self.noise = np.zeros((slots, limit, policy.act_dim), np.float32)
-        self.actions = np.zeros((slots, limit, policy.act_dim), np.float32)
+        # The noise of a policy has the form of an action.
+        self.actions = np.zeros((slots, limit, *action_space.shape), action_type)
+        self.noise = np.zeros_like(self.actions)
         self.rewards = np.zeros((slots, limit), np.float32)
         self.lengths = np.zeros(slots, int)  # transitions so far of the episode in the slot
         self.numbers: list[int | None] = [None] * slots  # of the episodes in the slots; None: idle
@@ -150,11 +154,12 @@ def rollout(envs: list, policy, seed: list[int], steps: int = 0, episodes: int =
     """Return the first episodes of a seeded sequence (see Rollout).
 
     They have at least `steps` transitions, and there are at least `episodes` of them. The
-    environments are of one kind, with a time limit and vectors of observations and actions.
+    environments are of one kind, with a time limit, vectors of observations, and vectors of actions
+    or discrete ones.
 
     An episode is a dict of observations (T + 1, obs_dim), actions (T, act_dim) and rewards (T,),
     all float32, terminations and truncations (T,), bool, and the seed that was given to
-    `env.reset`.
+    `env.reset`. Discrete actions are (T,), int64.
     """
     return Rollout(envs, policy, seed, steps, episodes).run()
 

@@ -38,12 +38,8 @@ class Training:
 
     def command(self, step: int) -> str:
         """Return the command that trains up to that step."""
-        sac = load_script("sac")
         words = ["python", "algorithms/sac.py"]
-        defaults = asdict(sac.Args())
-        for name, value in self.checkpoint["args"].items():
-            if value != defaults[name] and name not in LEFT_OUT:
-                words += [f"--{name.replace('_', '-')}", str(value)]
+        words += changed_options(load_script("sac"), self.checkpoint["args"])
         words += ["--num-updates", str(step - self.random_steps)]
         words += ["--run-dir", f"runs/{self.folder.resolve().name}"]
         return shlex.join(words)
@@ -60,6 +56,16 @@ class Training:
             own = self.checkpoint["extra_state"][key][self.agent].numpy()
             columns[key] = np.concatenate([random[key], own])
         return columns
+
+
+def changed_options(script: ModuleType, arguments: dict) -> list[str]:
+    """Return the options of a run that are not the defaults, but for LEFT_OUT."""
+    words = []
+    defaults = asdict(script.Args())
+    for name, value in arguments.items():
+        if value != defaults[name] and name not in LEFT_OUT:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
 
 
 def load_trainings(folder: Path, env_id: str) -> list[Training]:
