@@ -115,6 +115,8 @@ SMALLER = {
     "por": ["--execute-hidden=12"],
     "spot": ["--vae-hidden=12", "--vae-updates=20"],
     "sac": ["--random-steps=60"],
+    "td3": ["--random-steps=60"],
+    "ddpg": ["--random-steps=60"],
     "onestep": ["--behavior-updates=15", "--q-updates=18"],
     "bcq": ["--vae-hidden=12", "--test-samples=5"],
     "plas": ["--vae-hidden=12", "--vae-updates=18"],
