@@ -28,7 +28,7 @@ As in the authors' code (github kzl/decision-transformer @ e2d82e6, gym/):
 - The blocks' weights begin as GPT's, but all others as PyTorch's.
 In these points we differ:
 - On MuJoCo two returns are asked for, the expert's and its half. Both are evaluated and stored, and
-  "score" alone is always that of the first. The paper does not say which of them its table shows.
+  "score" alone is always that of the first. Their code does not say which one the paper reports.
 - They make no medium-expert file, although the paper reports it. Here it is a dataset like others.
 - They have no AntMaze. There the targets are CORL's (github corl-team/CORL @ eeeeef2), and returns
   are not divided. Our other targets are the best and the mean return of the data, which no source
