@@ -200,7 +200,10 @@ class MixturePolicy(nn.Module):
         *hidden, out = dims
         self.shape = (components, 1 + out)
         self.net = mlp(num_seeds, [*hidden, components * (1 + out)])
-        self.log_std = nn.Parameter(torch.zeros(num_seeds, 1, components, out))
+        # Components that begin wide and side by side become one Gaussian. So they begin narrow and
+        # far apart, with means all over [-1, 1].
+        self.net[-1].bias.data.unflatten(-1, self.shape)[..., 1:].uniform_(-1, 1)
+        self.log_std = nn.Parameter(torch.full((num_seeds, 1, components, out), -1.0))
 
     def forward(self, x):
         """Return log weights (N, B, K), means (N, B, K, out) and deviations (N, 1, K, out)."""

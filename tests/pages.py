@@ -29,6 +29,7 @@ PAGES = [
     "benchmarks/speed/README.md",
     "benchmarks/studies/README.md",
     "benchmarks/studies/awr/README.md",
+    "benchmarks/studies/imitation/README.md",
     "benchmarks/studies/physics/README.md",
     "benchmarks/studies/support/README.md",
 ]
@@ -88,6 +89,7 @@ SHORTER = [
     (r"(guide cut rebuilt/hopper.*)", r"\1 --held-out 2"),
     (r"(studies\.mix.*)", rf"\1 --num-seeds 2 {TRAINING} {POR}"),
     (r" --variants awr no-baseline", ""),
+    (r"(studies\.imitation.*)", r"\1 --num-seeds 2 --num-clones 2 --num-updates 20"),
     (r"(studies\.support.*)", r"\1 --num-seeds 2 --lengths 2 4"),
     (r"(studies\.awr.*)", r"\1 --num-seeds 2 --iterations 2 --episodes 1 --variants awr no-clip"),
     (r"(make run)$", r"\1 RUN_UPDATES=30"),

@@ -1,0 +1,1 @@
+"""What can go wrong when a policy imitates, and what helps?"""

@@ -1,0 +1,3 @@
+from benchmarks.studies.imitation.study import main
+
+main()

@@ -1,0 +1,100 @@
+"""Tests of benchmarks/studies/imitation: each world's known answers, what is stored.
+
+python -m pytest tests/benchmarks/test_study_imitation.py
+"""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.studies.imitation import study
+
+pytestmark = pytest.mark.usefixtures("isolated")
+
+
+def test_the_cost_of_the_rope_is_that_of_played_episodes():
+    rng = np.random.default_rng(0)
+    known = np.array([rng.random(study.CONTEXTS) < 0.9, rng.random(study.CONTEXTS) < 0.4])
+    costs = []
+    for _ in range(3_000):
+        off, cost = 0, 0
+        for context in rng.integers(study.CONTEXTS, size=20):
+            off = 0 if known[off, context] else 1
+            cost += off
+        costs.append(cost)
+    error = np.std(costs) / len(costs) ** 0.5
+    assert study.cost_of_rope(known, 20) == pytest.approx(np.mean(costs), abs=4 * error)
+
+
+def test_cloning_falls_for_good_and_dagger_has_learned_to_climb():
+    rng = np.random.default_rng(0)
+    cloned, learned = study.clone_rope(rng), study.dagger_rope(40, rng)
+    assert not cloned[1].any()
+    assert learned[1].mean() > 0.2
+    falls = 1 - cloned[0].mean()
+    assert 0 < falls < 0.01
+    # sum over t of 1 - (1 - falls)^t
+    assert study.cost_of_rope(cloned, 3) == pytest.approx(6 * falls - 4 * falls**2 + falls**3)
+
+
+def test_the_exponents_are_those_of_the_theory():
+    found = study.study_rope(study.Args(num_seeds=4))
+    assert found["cloning"]["exponent"]["mean"] == pytest.approx(2, abs=0.15)
+    assert found["DAgger"]["exponent"]["mean"] == pytest.approx(1, abs=0.25)
+
+
+def test_a_table_that_always_goes_left_finds_half_of_the_doors():
+    counts = np.zeros((2 * study.DOOR + 1, 3, 2))
+    counts[:, :, 0] = 1
+    rate, labels = study.play_doors(counts, False, np.random.default_rng(0), labels=True)
+    assert rate == pytest.approx(0.5, abs=0.1)
+    assert labels[:, 1:].sum() == 0  # without a memory
+    # The expert's label is the open door: at the left end, behind which it is locked, "right".
+    assert labels[0, 0, 0] == 0 and labels[0, 0, 1] > 0
+
+
+def test_a_memory_of_the_locked_door_finds_all():
+    counts = np.zeros((2 * study.DOOR + 1, 3, 2))
+    counts[:, 0, 0] = 1  # first to the left
+    counts[:, 1, 1] = 1  # if that is locked, to the right
+    rate, _ = study.play_doors(counts, True, np.random.default_rng(0), labels=False)
+    assert rate == 1
+
+
+def test_stitching_by_hand():
+    found = study.study_stitching(0.9)
+    cloning, best = found["inf"], found["0.01"]
+    # Cloning turns off to 6 at 5 or to 4 at 3. From 1, half go to 2 and half to 4, and from 4 all
+    # to 5. Let p and q be the chances of the goal from 3 and from 5: p = 1/2 + q/2, q = p/2.
+    assert cloning["reaches_goal"] == pytest.approx((2 / 3) / 2 + (1 / 3) / 2)
+    assert best["from_3"][7] == pytest.approx(1)
+    assert (best["reaches_goal"], best["steps"]) == (pytest.approx(1), pytest.approx(5, abs=1e-3))
+    # lambda 0.3: the advantage of 4 at 3, by hand: 3 -> 4 -> 5 -> 2 -> 3 costs four steps
+    to_4, to_7 = 0.9 * 0.9**5, 0.9**2
+    ratio = np.exp((to_4 - to_7) / 0.3)
+    assert found["0.3"]["from_3"][4] == pytest.approx(ratio / (1 + ratio))
+
+
+def test_the_command_stores_numbers_and_a_picture(monkeypatch, tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{study.BEGIN}\n{study.END}\nafter\n")
+    words = ["--num-seeds", "2", "--num-clones", "2", "--num-updates", "5"]
+    words += ["--out", str(tmp_path / "out"), "--page", str(page)]
+    monkeypatch.setattr(sys, "argv", ["study", *words])
+    study.main()
+    found = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert set(found["modes"]) == set(study.POLICIES)
+    assert (tmp_path / "out" / "imitation.png").stat().st_size > 10_000
+    assert "| DAgger with a memory |" in page.read_text()
+    assert "grows as H" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["--num-seeds", "0"], ["--num-updates", "0"], ["--discount", "1"]]
+)
+def test_what_cannot_be_studied_is_refused(monkeypatch, words):
+    monkeypatch.setattr(sys, "argv", ["study", *words])
+    with pytest.raises(SystemExit, match="must"):
+        study.main()
