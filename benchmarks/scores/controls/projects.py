@@ -57,18 +57,26 @@ def corl_settings(order: Order, folder: str) -> Path:
     return settings_file(order, file)
 
 
+# What most of their files call the numbers of updates, of updates between evaluations, of episodes
+CORL_SIZES = ("max_timesteps", "eval_freq", "n_episodes")
+
+
 def corl(
-    script: str, file: str, folder: str, args: dict | None = None, scheduled: bool = False
+    script: str,
+    file: str,
+    folder: str,
+    args: dict | None = None,
+    scheduled: bool = False,
+    sizes: tuple[str, str, str] = CORL_SIZES,
 ) -> Control:
     """Return the control of a file in algorithms/offline. `folder` has its settings."""
 
     def commands(order: Order) -> Commands:
+        numbers = (order.decay_updates, order.eval_every, EPISODES)
         words = options(
             config_path=corl_settings(order, folder),
             seed=order.seed,
-            max_timesteps=order.decay_updates,
-            eval_freq=order.eval_every,
-            n_episodes=EPISODES,
+            **dict(zip(sizes, numbers, strict=True)),
             device="cuda" if torch.cuda.is_available() else "cpu",
         )
         yield f"algorithms/offline/{file}", words
@@ -248,6 +256,14 @@ CONTROLS = {
     "CORL/td3_bc": corl("td3_bc", "td3_bc.py", "td3_bc"),
     "CORL/bc": corl("bc", "any_percent_bc.py", "bc", args={"top_fraction": 1.0}),
     "CORL/bc_10": corl("bc", "any_percent_bc.py", "bc_10", args={"top_fraction": 0.1}),
+    "CORL/awac": corl(
+        "awac",
+        "awac.py",
+        "awac",
+        args={"weights": "exp"},
+        sizes=("num_train_ops", "eval_frequency", "n_test_episodes"),
+    ),
+    "CORL/cql": corl("cql", "cql.py", "cql", args={"recipe": "corl"}),
     "TD3_BC/td3_bc": TD3_BC,
     "SPOT/spot": SPOT,
     "POR/weighted": por_repository(
