@@ -325,7 +325,7 @@ def draw(found: dict, passed: dict) -> Figure:
         modes.plot(x, beside, ".", color=algorithm_color(looks[policy]), markersize=3)
     modes.axhspan(-0.2, 0.2, color="0.85", zorder=0)
     modes.set_xticks(range(len(passed)), list(passed))
-    modes.set_title("Obstacle (grey): where one clone of each kind passes it", fontsize=14)
+    modes.set_title("Where a clone passes the obstacle (grey)", fontsize=14)
 
     names = list(found["hidden"])
     hidden.bar(
