@@ -45,6 +45,9 @@ VARIANTS = {
     "onestep --improvement easy_bcq": ["--improvement=easy_bcq", "--q-updates=22"],
     "plas --phi 0.05": ["--phi=0.05"],
     "bear --recipe original": ["--recipe=original"],
+    "abm --prior bm": ["--prior=bm"],
+    "brac --divergence kl_dual": ["--divergence=kl_dual", "--target-divergence=0.5"],
+    "brac --divergence mmd": ["--divergence=mmd", "--penalty=p"],
     "mopo --termination learned": ["--termination=learned"],
 }
 CASES = [*sync.read_scripts(), *VARIANTS]
