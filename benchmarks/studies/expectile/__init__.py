@@ -1,0 +1,1 @@
+"""What do expectiles buy IQL: maxima within the data, without lucky samples?"""

@@ -1,0 +1,3 @@
+from benchmarks.studies.expectile.study import main
+
+main()
