@@ -18,7 +18,8 @@ x^2 / 2 for errors below 1, and |x| - 1/2 beyond.
 
 Online, where `--env` is a Gymnasium id without data, `--threshold 0` is DQN from scratch: first
 random actions, then an update after each epsilon-greedy step. What it has learned can act, with
-noise, for a dataset (`python -m benchmarks.datasets.collect --env-id`).
+noise, for a dataset (`python -m benchmarks.datasets.collect --env-id`). In a file of your own,
+actions are whole numbers from 0 on.
 
 The authors' code (github sfujim/BCQ @ 4876f7e, discrete_BCQ) does more than the paper says, and so
 do we:
