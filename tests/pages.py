@@ -31,6 +31,7 @@ PAGES = [
     "benchmarks/studies/awr/README.md",
     "benchmarks/studies/expectile/README.md",
     "benchmarks/studies/imitation/README.md",
+    "benchmarks/studies/off_policy/README.md",
     "benchmarks/studies/physics/README.md",
     "benchmarks/studies/support/README.md",
 ]
@@ -93,6 +94,7 @@ SHORTER = [
     (r" --variants awr no-baseline", ""),
     (r"(studies\.imitation.*)", r"\1 --num-seeds 2 --num-clones 2 --num-updates 20"),
     (r"(studies\.expectile.*)", r"\1 --num-seeds 2"),
+    (r"(studies\.off_policy.*)", r"\1 --num-seeds 2"),
     (r"(studies\.support.*)", r"\1 --num-seeds 2 --lengths 2 4"),
     (r"(studies\.awr.*)", r"\1 --num-seeds 2 --iterations 2 --episodes 1 --variants awr no-clip"),
     (r"(make run)$", r"\1 RUN_UPDATES=30"),

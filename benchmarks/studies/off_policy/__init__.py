@@ -1,0 +1,1 @@
+"""Why is learning from other policies' data hard?"""

@@ -1,0 +1,3 @@
+from benchmarks.studies.off_policy.study import main
+
+main()
