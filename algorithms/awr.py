@@ -39,6 +39,8 @@ In these points we differ:
 MARWIL's c is that of RLlib (github ray-project/ray @ 234e7bd), which has no clip and no 1 - gamma,
 and trains V and pi at once.
 
+benchmarks/studies/awr takes its parts away; off_policy, there, compares its gradient with PG's.
+
 `--num-seeds 5` trains five independent agents in one process as batched matrix products, each
 online in an environment of its own. They share one random stream, so seed 3 alone is another run
 than seed 3 of five.

@@ -29,6 +29,8 @@ In these points we differ:
 - Their returns lack the step of a timeout, and count the unfinished last episode.
 - Online, they do not scale the rewards, and evaluate in the environment that also collects.
 
+benchmarks/studies/expectile shows in tables what the expectile buys.
+
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.
 

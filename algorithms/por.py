@@ -24,6 +24,8 @@ The authors' code (github ryanxhr/POR @ e692bb3) does more than the formulas say
 In one point we differ: the next state that D4RL stores after a terminal row belongs to the next
 episode. V never looks at it, but g and pi would learn it, so such rows stay out of (5), (6) and b.
 
+benchmarks/studies/four_room shows the stitching, guide what g says beyond the data.
+
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.
 
