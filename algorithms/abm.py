@@ -8,15 +8,15 @@ have done. The policy may then improve on the prior, but within a bound on their
     (1) critic       min  E  (r + gamma V(s') - Q(s, a))^2,    V(s) = E_(a~pi) Q'(s, a)
     (2) prior        max  E  f(A) log p(a|s),                  A = r + gamma V(s') - V(s)
     (3) improvement  q(a|s) = p(a|s) exp(Q'(s, a) / eta) / Z(s)
-    (4) temperature  min_eta  eta (epsilon + E_s log E_(a~p) exp(Q'(s, a) / eta))
+    (4) temperature  min_eta  eta epsilon + eta E_s log E_(a~p) exp(Q'(s, a) / eta)
     (5) policy       max  E_s E_(a~q) log pi(a|s)
 
 f(A) is 1 where A >= 0 and 0 elsewhere, so p is the advantage-weighted behaviour model ("abm").
 `--prior bm` has f = 1 and imitates everything. Of all policies whose mean KL from p is at most
 epsilon (`--bound`), q has the highest Q'. (4) is the dual of that problem, as in MPO (arXiv
-1806.06920), and finds the eta that uses up the bound. With a bound of 0, eta grows until q is p,
-and pi becomes the prior. Q' is a slowly moving copy of Q. Expectations over actions are means over
-num_samples draws.
+1806.06920). Its derivative by eta is epsilon - KL(q || p), so it finds the eta at which q is as far
+from p as allowed. With a bound of 0, eta is so large that q is p, and pi becomes the prior. Q' is a
+slowly moving copy of Q. Expectations over actions are means over num_samples draws.
 
 There is no public code. This file follows the paper's equations. In these points it is simpler:
 - A looks one step ahead. The paper sums the rewards along a snippet of a trajectory, and adds V at
@@ -25,6 +25,7 @@ There is no public code. This file follows the paper's equations. In these point
   also bounds the step from one pi to the next.
 - The paper's second way to improve, by gradients of Q (SVG), is left out.
 What no formula says is chosen here:
+- (4) is solved for each batch by bisection.
 - epsilon, the number of draws and the learning rates are those of MPO in Acme, a library from
   DeepMind, too (github google-deepmind/acme @ 0805c65, agents/tf/mpo). Other sizes are ours.
 - p and pi are Gaussians around a tanh, whose deviations depend on the state. Q' sees their draws
@@ -111,7 +112,6 @@ class Args:
     bound: float = 0.1  # KL by which the improvement may leave the prior: epsilon
     num_samples: int = 20  # draws of an expectation over actions
     lr: float = 1e-4  # learning rate of Q, prior and policy
-    temperature_lr: float = 1e-2  # learning rate of eta
     discount: float = 0.99  # gamma
     polyak: float = 0.005  # update rate of the target network Q'
     hidden: int = 256  # hidden units of all networks
@@ -185,9 +185,6 @@ def repeat_rows(times: int, *tensors):
 # Algorithm
 # --------------------------------------------------------------------------------------------------
 
-# Beyond e^18 and e^-18, q is p itself or a single draw. Acme's MPO has this limit, too.
-MAX_LOG_ETA = 18
-
 
 class ABM(nn.Module):
     """N independent agents. Tensors are (N, B, ...), actions lie in [-1, 1]."""
@@ -200,14 +197,12 @@ class ABM(nn.Module):
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
         self.prior = BoundedMeanGaussian(*dims)
         self.policy = BoundedMeanGaussian(*dims)
-        self.log_eta = nn.Parameter(torch.zeros(args.num_seeds))
         self.to(device)
 
         self.optimizers = {
             "critic": Adam(self.critic.parameters(), args.lr),
             "prior": Adam(self.prior.parameters(), args.lr),
             "policy": Adam(self.policy.parameters(), args.lr),
-            "temperature": Adam([self.log_eta], args.temperature_lr),
         }
         self.phases = [Phase("train", args.num_updates, [self.update])]
 
@@ -230,7 +225,7 @@ class ABM(nn.Module):
         return q.mean(2)
 
     def update(self, batch: dict) -> dict:
-        """Update Q, p, eta, pi and Q'. Return statistics of shape (N,)."""
+        """Update Q, p, pi and Q'. Return statistics of shape (N,)."""
         args = self.args
         s, a = batch["observations"], batch["actions"]
 
@@ -249,12 +244,10 @@ class ABM(nn.Module):
         prior_loss = -(weight * gaussian_log_prob(*self.prior(s), a)).mean(1)
         minimize(self.optimizers["prior"], prior_loss)
 
+        # Eq. 3 to 5: q gives every draw of the prior a share, and pi imitates q.
         draws, draws_q = self.draw(self.prior, s)
-        temperature_loss, kl = self.update_temperature(draws_q)
-
-        # Eq. 3 and 5: q gives every draw of the prior a share, and pi imitates q.
-        eta = self.log_eta.detach().exp().view(-1, 1, 1)
-        share = (draws_q / eta).softmax(2)
+        eta = self.temperature(draws_q)
+        share, kl = shares(draws_q, eta)
         mean, std = repeat_rows(args.num_samples, *self.policy(s))
         log_pi = gaussian_log_prob(mean, std, draws).view_as(share)
         policy_loss = -(share * log_pi).sum(2).mean(1)
@@ -264,30 +257,36 @@ class ABM(nn.Module):
         return {
             "loss/critic": critic_loss,
             "loss/prior": prior_loss,
-            "loss/temperature": temperature_loss,
             "loss/policy": policy_loss,
             "value": q.mean(1),
             "imitated": weight.mean(1),
-            "eta": eta.flatten(),
+            "eta": eta,
             "kl": kl,
         }
 
-    def update_temperature(self, draws_q):
-        """Move eta by Eq. 4, given (N, B, M). Return the loss, and the KL of q from p: (N,) each.
+    def temperature(self, draws_q):
+        """Return the eta that solves Eq. 4, given Q' of the prior's draws: (N, B, M) -> (N,)."""
+        # The KL falls with eta. Beyond e^18 q is p itself, below e^-18 a single draw.
+        low = draws_q.new_full(draws_q.shape[:1], -18)
+        high = -low
+        for _ in range(30):  # halves the interval down to float32's accuracy
+            log_eta = (low + high) / 2
+            _, kl = shares(draws_q, log_eta.exp())
+            too_far = kl > self.args.bound
+            low = torch.where(too_far, log_eta, low)
+            high = torch.where(too_far, high, log_eta)
+        return high.exp()
 
-        The derivative of the loss by eta is epsilon - KL, so eta rises while KL is too large.
-        """
-        log_num_samples = math.log(self.args.num_samples)
-        eta = self.log_eta.exp()
-        scaled = draws_q / eta.view(-1, 1, 1)
-        log_mean = scaled.logsumexp(2) - log_num_samples
-        loss = eta * (self.args.bound + log_mean.mean(1))
-        minimize(self.optimizers["temperature"], loss)
-        with torch.no_grad():
-            self.log_eta.clamp_(-MAX_LOG_ETA, MAX_LOG_ETA)
-            log_share = scaled.log_softmax(2)
-            kl = (log_share.exp() * (log_share + log_num_samples)).sum(2).mean(1)
-        return loss, kl
+
+def shares(draws_q, eta):
+    """Return q's probabilities of the prior's draws, and its mean KL from the prior.
+
+    Shapes are (N, B, M), (N,) -> (N, B, M), (N,). For the prior, all draws are equally likely.
+    """
+    log_share = (draws_q / eta.view(-1, 1, 1)).log_softmax(2)
+    share = log_share.exp()
+    kl = (share * (log_share + math.log(draws_q.shape[2]))).sum(2).mean(1)
+    return share, kl
 
 
 def prepare_data(args: Args, data: dict, task: "Task") -> dict:
