@@ -65,7 +65,11 @@ class Args:
     are vectors (Box), and whose actions are vectors or Discrete"""
     behavior: str | None = None
     """with --env-id: random, or the weight file (.npz, or D4RL's .pkl) of the policy that acts; for
-    Discrete actions the run folder of a DQN, which discrete_bcq.py --threshold 0 trains"""
+    Discrete actions the run folder of a DQN, which discrete_bcq.py --threshold 0 trains; for others
+    the run folder of td3.py or ddpg.py"""
+    noise: float = 0.0
+    """with a run folder of td3.py or ddpg.py: deviation of the Gaussian noise on the policy's
+    actions, relative to half their range"""
     name: str | None = None
     """with --env-id: id of the dataset, such as local/pendulum/random-v0"""
     steps: int | None = None
@@ -105,7 +109,7 @@ class Job:
 
 def check_numbers(args: Args) -> None:
     """Refuse numbers that are too small."""
-    limits = {"steps": 1, "seed": 0, "shard_steps": 1, "workers": 1}
+    limits = {"steps": 1, "noise": 0, "seed": 0, "shard_steps": 1, "workers": 1}
     for name, least in limits.items():
         value = getattr(args, name)
         if value is not None and value < least:
@@ -115,6 +119,8 @@ def check_numbers(args: Args) -> None:
 def choose_recipe(args: Args) -> tuple[Recipe, int | None]:
     """Return the recipe that the arguments name or describe, and the size if they name one."""
     own = {"--env-id": args.env_id, "--behavior": args.behavior, "--name": args.name}
+    if args.noise > 0:
+        own["--noise"] = args.noise
     given = [option for option, value in own.items() if value is not None]
     if args.recipe is None:
         return own_recipe(args), args.steps
@@ -147,7 +153,7 @@ def prepare(args: Args) -> Job:
     recipe, steps = choose_recipe(args)
     behaviors, abouts = [], []
     for source in recipe.behavior:
-        stages, about = load_stages(recipe, source, args.behavior_dir)
+        stages, about = load_stages(recipe, source, args.behavior_dir, args.noise)
         behaviors.append(stages)
         abouts.append(about)
     longest = behaviors[0][-1].end  # a bundle of snapshots knows when its training ended
@@ -163,12 +169,14 @@ def prepare(args: Args) -> Job:
     return Job(recipe, full_id, steps, behaviors, abouts, spec, stored)
 
 
-def load_stages(recipe: Recipe, source: str, folder: Path) -> tuple[list[Stage], dict]:
+def load_stages(
+    recipe: Recipe, source: str, folder: Path, noise: float = 0.0
+) -> tuple[list[Stage], dict]:
     """Return the stages of a behaviour of the recipe, and what is known of it."""
     if source == "maze":
         return load_maze_stages(recipe)
     stages = []
-    policies, about = load_behavior(source, recipe.env_id, folder)
+    policies, about = load_behavior(source, recipe.env_id, folder, noise)
     for policy, end in policies:
         stages.append(Stage(functools.partial(act, recipe.env_id, policy), end))
     return stages, about
@@ -262,6 +270,8 @@ def command(args: Args, job: Job) -> str:
     else:
         words.append(job.recipe.name)
     words += ["--steps", str(job.steps), "--seed", str(args.seed)]
+    if args.noise > 0:
+        words += ["--noise", str(args.noise)]
     if args.shard_steps != Args.shard_steps:
         words += ["--shard-steps", str(args.shard_steps)]
     return shlex.join(words)

@@ -14,6 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from benchmarks.datasets.d4rl_policies import POLICIES, policy_file, read_snapshot
+from benchmarks.datasets.deterministic import load_noisy_behavior
 from benchmarks.datasets.discrete import load_discrete_behavior
 
 BEHAVIOR = Path(__file__).resolve().parent / "behavior"
@@ -135,18 +136,27 @@ def read_weights(path: Path) -> tuple[list[dict], list[int], dict]:
         sys.exit(f"the policy {path} cannot be read ({error}); restore the file")
 
 
-def load_behavior(source: str, env_id: str, folder: Path) -> tuple[list[tuple], dict]:
+def load_behavior(
+    source: str, env_id: str, folder: Path, noise: float = 0.0
+) -> tuple[list[tuple], dict]:
     """Return the stages of a behaviour, and what is known of it for the dataset's metadata.
 
-    The source is a word of Recipe.behavior or the path of a weight file; if actions are discrete,
-    it is random or a run folder. A stage is (policy, end): the policy acts until the behaviour has
-    made `end` transitions, or without limit if it is None.
+    The source is a word of Recipe.behavior, the path of a weight file, or the run folder of a
+    deterministic policy, which alone takes the noise; if actions are discrete, it is random or a
+    run folder. A stage is (policy, end): the policy acts until the behaviour has made `end`
+    transitions, or without limit if it is None.
     """
     observation_space, action_space = spaces(env_id, discrete=True)
     obs_dim = observation_space.shape[0]
-    if isinstance(action_space, gym.spaces.Discrete):
+    discrete = isinstance(action_space, gym.spaces.Discrete)
+    deterministic = not discrete and Path(source, "checkpoint.pt").exists()
+    if noise > 0 and not deterministic:
+        sys.exit(f"--noise {noise:g}: only a run folder of td3.py or ddpg.py takes it")
+    if discrete:
         return load_discrete_behavior(source, env_id, obs_dim, int(action_space.n))
     low, high = action_space.low, action_space.high
+    if deterministic:
+        return load_noisy_behavior(source, env_id, low, high, noise)
     uniform = UniformPolicy(low, high, obs_dim)
     if source == "random":
         return [(uniform, None)], {"policy": "uniform random actions"}
