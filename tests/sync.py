@@ -33,18 +33,28 @@ ALLOWED_TO_DIFFER = {
     "Algorithm": {"*": "the class that main() trains"},
     "prepare_data": {"*": "what the algorithm does to the data before it trains"},
     "ANTMAZE": {"*": "a part of SETTINGS"},
-    "train": dict.fromkeys(("iql", "spot", "sac"), "its last phase acts in environments"),
+    "train": dict.fromkeys(("iql", "spot", "sac"), "its last phase acts in environments")
+    | {"ppo": "knows no other phase than the online one"},
     "train_online": {
         "sac": "begins without a dataset, and takes snapshots of the policy",
         "awr": "trains on the newest steps between two samplings",
+        "ppo": "goes through rollouts instead of a dataset",
+        "trpo": "moves pi once per rollout, by no update function",
     },
-    "start_run": {"sac": "begins without a dataset"},
-    "ReplayBuffer": {"dt": "draws contexts, which are steps in a row"},
+    "start_run": {"sac": "begins without a dataset", "ppo": "never has a dataset"},
+    "ReplayBuffer": {
+        "dt": "draws contexts, which are steps in a row",
+        "rvs": "draws goals among the later rows of an episode",
+        "bail": "draws the rows that each agent has selected",
+    },
     "evaluate": {"dt": "asks the policy for a return"},
     "evaluate_and_save": {"dt": "evaluates each return that may be asked for"},
     "Phase": {"mopo": "the model's phase ends when the model no longer improves"},
     "train_phase": {"mopo": "the model's phase ends when the model no longer improves"},
-    "describe_actions": {"discrete_bcq": "takes discrete actions, and no others"},
+    "describe_actions": {
+        "discrete_bcq": "takes discrete actions, and no others",
+        "ppo": "takes both kinds",
+    },
     "random_dataset": {"discrete_bcq": "draws discrete actions"},
     "interact": {"discrete_bcq": "discrete actions are not clipped, and have one number"},
 }
