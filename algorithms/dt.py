@@ -191,7 +191,7 @@ class Block(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x, visible):
-        """`visible` (N, B, L, L) says which token, last, each one may look at."""
+        """`visible` (N, B, L, L) says which tokens, in the last dimension, each one may look at."""
         x = x + self.leave_out(self.attention(self.norm1(x), visible))
         return x + self.leave_out(self.layers(self.norm2(x)))
 
@@ -385,9 +385,8 @@ def choose_targets(args: Args, returns: np.ndarray, return_to_go: np.ndarray) ->
     if not args.targets:
         args.targets = [float(returns.max()), float(returns.mean())]
     if args.return_scale == 0:
-        args.return_scale = float(np.abs(return_to_go).max())
-    if args.return_scale == 0:
-        args.return_scale = 1.0
+        largest = float(np.abs(return_to_go).max())
+        args.return_scale = largest if largest > 0 else 1.0
     print(f"asking for returns of {', '.join(f'{target:g}' for target in args.targets)}")
 
 
