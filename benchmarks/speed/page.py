@@ -1,11 +1,12 @@
 """Write the tables of benchmarks/speed/README.md from the numbers in benchmarks/speed/results/.
 
-The small table of the top-level README.md is that of README_NUMBERS.
+The small table of the top-level README.md is that of the files README_NUMBERS.
 
 python -m benchmarks.speed.page
 """
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ FOLDER = Path(__file__).resolve().parent
 PAGE = FOLDER / "README.md"
 RESULTS = FOLDER / "results"
 README = ROOT / "README.md"
-README_NUMBERS = RESULTS / "xeon.json"
+README_NUMBERS = "xeon*.json"  # files of one machine
 
 
 def milliseconds(row: dict, pick=np.median) -> float:
@@ -121,21 +122,33 @@ def all_tables(folder: Path = RESULTS) -> str:
     return "\n\n".join(parts)
 
 
-def readme_table(numbers: dict) -> str:
-    """Return milliseconds per update of one agent, by algorithm and kind of execution."""
-    ours = [row for row in numbers["rows"] if row["code"] == "ours" and row["seeds"] == 1]
+def readme_table(files: list[dict]) -> str:
+    """Return milliseconds per update of one agent, by algorithm and kind of execution.
+
+    `files` are what several commands measured on one machine with as many threads.
+    """
+    about = {(numbers["machine"], numbers["threads"]) for numbers in files}
+    if len(about) > 1:
+        sys.exit(f"{README_NUMBERS}: these files are not of one machine with one number of threads")
+    ours = [row for numbers in files for row in numbers["rows"]]
+    ours = [row for row in ours if row["code"] == "ours" and row["seeds"] == 1]
     times = {(row["script"], row["execution"]): milliseconds(row) for row in ours}
-    scripts = list(dict.fromkeys(row["script"] for row in ours))
     ways = list(dict.fromkeys(row["execution"] for row in ours))
     lines = []
-    for way in ways:
-        lines.append([f"`{way}`", *(f"{times[script, way]:.1f}" for script in scripts)])
-    about = (
-        f"Milliseconds per update of one agent ({numbers['machine']}; CPU threads: "
-        f"{numbers['threads']}), written by `python -m benchmarks.speed.page`."
+    for script in dict.fromkeys(row["script"] for row in ours):
+        found = [f"{times[script, way]:.1f}" if (script, way) in times else "-" for way in ways]
+        lines.append([algorithm_name(script), *found])
+    ((machine, threads),) = about
+    text = (
+        f"Milliseconds per update of one agent ({machine}; CPU threads: {threads}), written by "
+        "`python -m benchmarks.speed.page`. Networks and batches are each algorithm's own."
     )
-    header = ["execution", *(algorithm_name(script) for script in scripts)]
-    return f"{markdown_table(header, lines)}\n\n{about}"
+    return f"{markdown_table(['algorithm', *(f'`{way}`' for way in ways)], lines)}\n\n{text}"
+
+
+def readme_numbers() -> list[dict]:
+    """Return what the files of the README's table hold."""
+    return [json.loads(file.read_text()) for file in sorted(RESULTS.glob(README_NUMBERS))]
 
 
 def peer_list() -> str:
@@ -157,7 +170,7 @@ def main() -> None:
     for name, text in sections().items():
         changed = update_page(PAGE, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", text)
         print(f"{PAGE}, {name}: {'written' if changed else 'as it was'}")
-    table = readme_table(json.loads(README_NUMBERS.read_text()))
+    table = readme_table(readme_numbers())
     changed = update_page(README, "<!-- speed:begin -->", "<!-- speed:end -->", table)
     print(f"{README}: {'written' if changed else 'as it was'}")
 

@@ -229,6 +229,23 @@ def test_no_stored_row_is_rounded_to_bf16():
             assert "bf16" not in row["precision"]
 
 
+def test_the_readme_s_table_joins_files_of_one_machine():
+    def file(script: str, threads: int, **times) -> dict:
+        rows = [
+            {"code": "ours", "seeds": 1, "script": script, "execution": way, "updates": 10}
+            | {"seconds": [x]}
+            for way, x in times.items()
+        ]
+        return {"machine": "a machine", "threads": threads, "rows": rows}
+
+    files = [file("por", 1, eager=0.5, compile=0.2), file("dt", 1, eager=0.7)]
+    table = page.readme_table(files)
+    assert "| POR | 50.0 | 20.0 |" in table
+    assert "| DT | 70.0 | - |" in table
+    with pytest.raises(SystemExit, match="not of one machine"):
+        page.readme_table([*files, file("iql", 2, eager=1.0)])
+
+
 def test_the_readme_s_table_is_that_of_the_numbers():
-    table = page.readme_table(json.loads(page.README_NUMBERS.read_text()))
+    table = page.readme_table(page.readme_numbers())
     assert f"<!-- speed:begin -->\n{table}\n<!-- speed:end -->" in page.README.read_text()
