@@ -141,7 +141,7 @@ def readme_table(files: list[dict]) -> str:
     ((machine, threads),) = about
     text = (
         f"Milliseconds per update of one agent ({machine}; CPU threads: {threads}), written by "
-        "`python -m benchmarks.speed.page`. Networks and batches are each algorithm's own."
+        "`python -m benchmarks.speed.page`. Batches of 256; the networks are each algorithm's own."
     )
     return f"{markdown_table(['algorithm', *(f'`{way}`' for way in ways)], lines)}\n\n{text}"
 
