@@ -1,6 +1,7 @@
 """Turn benchmarks/scores/results/ into tables and figures, so that no number is typed by hand.
 
-    python -m benchmarks.scores.tables            # writes scores/README.md, figures/ and README.md
+    python -m benchmarks.scores.tables            # writes scores/README.md, board.csv, figures/
+                                                  # and the small table of README.md
     python -m benchmarks.scores.tables --check    # writes nothing; fails if a page differs
 
 A result is refused if it contradicts itself: each score must follow from its return, all
@@ -41,11 +42,13 @@ from benchmarks.common import (
     short_number,
     write_atomically,
 )
+from benchmarks.scores.board import board_csv, board_text
 from benchmarks.scores.reading import Row, read_results
 
 matplotlib.use("Agg")
 
 SCORES = ROOT / "benchmarks" / "scores"
+BOARD_MARKS = ("<!-- board:begin -->", "<!-- board:end -->")
 PAGE_MARKS = ("<!-- tables:begin -->", "<!-- tables:end -->")
 README_MARKS = ("<!-- scores:begin -->", "<!-- scores:end -->")
 WRITTEN = "<!-- Written by `python -m benchmarks.scores.tables`; edits would be lost. -->"
@@ -82,6 +85,7 @@ FIRST_CASTING = (
 class Args:
     results: Path = SCORES / "results"  # folder with the results
     page: Path = SCORES / "README.md"  # page of all tables
+    board: Path = SCORES / "board.csv"  # the board's cells
     readme: Path = ROOT / "README.md"  # page of the small table
     figures: Path = SCORES / "figures"  # folder of the figures
     check: bool = False  # write nothing, fail if a page or a figure differs
@@ -492,6 +496,12 @@ def new_pages(args: Args, rows: list[Row], sections: list[Section], targets: dic
     for path, (marks, new) in pages.items():
         text = path.read_text(encoding="utf-8")
         found[path] = text, replace_between(text, *marks, new, str(path))
+    text, new = found[args.page]
+    if BOARD_MARKS[0] in new:
+        board = f"{WRITTEN}\n\n{board_text(rows)}"
+        found[args.page] = text, replace_between(new, *BOARD_MARKS, board, str(args.page))
+        cells = args.board.read_text(encoding="utf-8") if args.board.exists() else ""
+        found[args.board] = cells, board_csv(rows)
     return found
 
 

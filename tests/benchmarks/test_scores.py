@@ -1,6 +1,7 @@
 """benchmarks/scores/: reading results, tables, published numbers and curves, controls, claims."""
 
 import csv
+import io
 import json
 import math
 import re
@@ -12,7 +13,7 @@ from matplotlib import pyplot as plt
 
 from benchmarks import plot
 from benchmarks.common import LOOKS, load_script
-from benchmarks.scores import check, reading, tables
+from benchmarks.scores import board, check, reading, tables
 from tests.benchmarks.make_result import as_control, make_result, of_first_casting
 
 HOPPER, WALKER, CHEETAH = (
@@ -748,3 +749,57 @@ def test_the_real_results_have_names_that_run_py_gives():
         assert path.parent.name == run.dataset_folder(result["args"]["env"])
         name = run.short_name(load_script(result["script"]), result["args"])
         assert path.stem.removesuffix("-bf16").removesuffix("-fp32") == name
+
+
+# ---- The board ----
+
+
+def board_of(folder, results: dict) -> list:
+    """Store results {(script, dataset): scores} of 50,000 updates. Return the rows."""
+    for i, ((script, env), scores) in enumerate(results.items()):
+        result = make_result(script, env, scores, updates=50_000)
+        (folder / f"{i}.json").write_text(json.dumps(result))
+    return reading.read_results(folder)
+
+
+def test_the_board_ranks_and_marks_the_best(tmp_path):
+    hopper, cheetah = board.DATASETS[:2]
+    rows = board_of(
+        tmp_path,
+        {
+            ("bc", hopper): (40.0, 42.0, 41.0),
+            ("iql", hopper): (80.0, 70.0, 90.0),
+            ("td3_bc", hopper): (75.0, 76.0, 77.0),
+            ("bc", cheetah): (43.0, 43.0, 43.0),
+            ("td3_bc", cheetah): (44.0, 45.0, 46.0),
+        },
+    )
+    assert board.ranks(rows) == {"BC": [3, 2], "IQL": [1], "TD3+BC": [2, 1]}
+    # IQL's standard error on Hopper is 10 / sqrt(3) = 5.8, so TD3+BC's 76 lies within it of 80.
+    assert board.among_the_best(rows) == {
+        *(("IQL", hopper), ("TD3+BC", hopper), ("TD3+BC", cheetah)),
+    }
+    table = board.board_table(rows, 50_000).splitlines()
+    assert table[2].startswith("| IQL | **80.0 ± 8.2** | - | 1.0 (of 1) |")
+    assert table[3].startswith("| TD3+BC | **76.0 ± 0.8** | **45.0 ± 0.8** | 1.5 (of 2) |")
+    assert table[4].startswith("| BC | 41.0 ± 0.8 | 43.0 ± 0.0 | 2.5 (of 2) |")
+    text = board.missing(rows, 50_000)
+    assert f"- `{hopper}`: POR, SPOT" in text
+    assert f"- `{cheetah}`: POR, IQL, SPOT" in text
+    assert "PPO" not in text
+
+
+def test_the_board_has_no_single_seeds_controls_or_other_data(tmp_path):
+    hopper = board.DATASETS[0]
+    results = {("bc", hopper): (40.0,), ("iql", "rebuilt/hopper/medium-v0"): (80.0, 70.0)}
+    rows = board_of(tmp_path, results)
+    assert board.board_rows(rows, 50_000) == []
+    assert board.board_text(rows) == "There are no results yet."
+
+
+def test_the_board_as_csv(tmp_path):
+    rows = board_of(tmp_path, {("bc", board.DATASETS[0]): (40.0, 42.0)})
+    (cells,) = csv.DictReader(io.StringIO(board.board_csv(rows)))
+    assert (cells["algorithm"], cells["updates"], cells["seeds"]) == ("BC", "50000", "2")
+    assert (float(cells["mean"]), float(cells["std"])) == (41.0, 1.0)
+    assert cells["scores"] == "40.000 42.000"

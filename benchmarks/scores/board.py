@@ -1,0 +1,136 @@
+"""The board: every offline algorithm on the same datasets with as many updates, and as a CSV file.
+
+It is written by `python -m benchmarks.scores.tables` into scores/README.md and scores/board.csv.
+
+    import csv
+    rows = list(csv.DictReader(open("benchmarks/scores/board.csv")))
+    print([(row["algorithm"], row["mean"]) for row in rows if row["updates"] == "50000"])
+"""
+
+import csv
+import io
+
+import numpy as np
+
+from benchmarks import plot
+from benchmarks.common import ALGORITHMS, LOOKS, algorithm_name, markdown_table, mean_and_spread
+from benchmarks.scores.reading import Row
+
+DATASETS = (
+    "rebuilt/hopper/medium-snapshot5-v0",
+    "rebuilt/halfcheetah/medium-v0",
+    "rebuilt/walker2d/medium-replay-177k-v0",
+    "rebuilt/antmaze/umaze-v0",
+)
+UPDATES = (50_000, 100_000)
+# They learn from no data, from an expert, or from actions that these datasets do not have.
+NOT_OFFLINE = ("ppo", "trpo", "dagger", "discrete_bcq")
+
+
+def board_rows(rows: list[Row], updates: int) -> list[Row]:
+    """Return the rows of the board: today's runs of ours, offline, of two seeds or more."""
+    return [
+        row
+        for row in rows
+        if row.dataset in DATASETS
+        and row.updates == updates
+        and row.phase != "online"
+        and not (row.first_casting or row.control)
+        and row.seeds > 1
+    ]
+
+
+def ranks(rows: list[Row]) -> dict[str, list[int]]:
+    """Return the places of each label, 1 for the best, on the datasets where it has a score."""
+    places = {}
+    for dataset in DATASETS:
+        means = {row.label: row.final.mean() for row in rows if row.dataset == dataset}
+        for label, mean in means.items():
+            better = sum(other > mean for other in means.values())
+            places.setdefault(label, []).append(1 + better)
+    return places
+
+
+def among_the_best(rows: list[Row]) -> set[tuple[str, str]]:
+    """Return (label, dataset) of what lies within one standard error of a dataset's best mean."""
+    found = set()
+    for dataset in DATASETS:
+        here = [row for row in rows if row.dataset == dataset]
+        if not here:
+            continue
+        best = max(here, key=lambda row: row.final.mean())
+        error = best.final.std(ddof=1) / best.seeds**0.5
+        limit = best.final.mean() - error
+        found |= {(row.label, dataset) for row in here if row.final.mean() >= limit}
+    return found
+
+
+def board_table(rows: list[Row], updates: int) -> str:
+    """Return the table of one number of updates."""
+    chosen = board_rows(rows, updates)
+    datasets = [name for name in DATASETS if any(row.dataset == name for row in chosen)]
+    places, best = ranks(chosen), among_the_best(chosen)
+    lines = []
+    for label in sorted(places, key=lambda label: (np.mean(places[label]), label)):
+        line = [label]
+        for dataset in datasets:
+            found = [row for row in chosen if (row.label, row.dataset) == (label, dataset)]
+            text = mean_and_spread(found[0].final) if found else "-"
+            line.append(f"**{text}**" if (label, dataset) in best else text)
+        mean = f"{np.mean(places[label]):.1f}"
+        lines.append([*line, f"{mean} (of {len(places[label])})"])
+    levels = ["*behaviour policy*"]
+    for dataset in datasets:
+        known = [row.level for row in chosen if row.dataset == dataset and row.level is not None]
+        levels.append(f"*{known[0]:.1f}*" if known else "-")
+    names = [plot.dataset_label(name).removesuffix(" (rebuilt)") for name in datasets]
+    return markdown_table(["algorithm", *names, "mean rank"], [*lines, [*levels, ""]])
+
+
+def missing(rows: list[Row], updates: int) -> str:
+    """Return which algorithms have no score on which datasets, and the command for them."""
+    chosen = board_rows(rows, updates)
+    offline = [path.stem for path in ALGORITHMS.glob("*.py") if path.stem not in NOT_OFFLINE]
+    offline.sort(key=lambda name: list(LOOKS).index(name) if name in LOOKS else len(LOOKS))
+    lines = []
+    for dataset in DATASETS:
+        done = {row.script for row in chosen if row.dataset == dataset}
+        names = [algorithm_name(name) for name in offline if name not in done]
+        if names:
+            lines.append(f"- `{dataset}`: {', '.join(names)}")
+    if not lines:
+        return ""
+    command = (
+        "python -m benchmarks.run --algorithms NAMES --datasets DATASET --num-seeds 3 "
+        f"--num-updates {updates} --results benchmarks/scores/results"
+    )
+    return f"Not run yet (`{command}`):\n\n" + "\n".join(lines)
+
+
+def board_text(rows: list[Row]) -> str:
+    """Return the board for the page: a table for each number of updates, and what is missing."""
+    parts = []
+    for updates in UPDATES:
+        if not board_rows(rows, updates):
+            continue
+        parts += [f"### After {updates:,} updates", board_table(rows, updates)]
+    if not parts:
+        return "There are no results yet."
+    parts.append(missing(rows, UPDATES[0]))
+    return "\n\n".join(part for part in parts if part)
+
+
+def board_csv(rows: list[Row]) -> str:
+    """Return the cells of the board as CSV, one a line."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    header = ["algorithm", "script", "dataset", "updates", "seeds", "mean", "std", "scores"]
+    writer.writerow([*header, "behaviour_policy", "file"])
+    for updates in UPDATES:
+        for row in board_rows(rows, updates):
+            scores = " ".join(f"{score:.3f}" for score in row.final)
+            level = "" if row.level is None else f"{row.level:.3f}"
+            cells = [row.label, row.script, row.dataset, row.updates, row.seeds]
+            cells += [f"{row.final.mean():.3f}", f"{row.final.std():.3f}", scores, level]
+            writer.writerow([*cells, "/".join(row.file.parts[-2:])])
+    return file.getvalue()
