@@ -110,6 +110,7 @@ def keep_gradients(agent):
 
 # Options of a run of seconds. All counts differ, so that a mix-up of two options shows.
 SMALL = ["--hidden=16", "--batch-size=20", "--eval-episodes=2", "--final-eval-episodes=3"]
+EXPERT = Path(__file__).resolve().parents[1] / "benchmarks/datasets/behavior/hopper-medium.npz"
 # What only one script has: a new algorithm adds a line
 SMALLER = {
     "por": ["--execute-hidden=12"],
@@ -126,7 +127,11 @@ SMALLER = {
     "brac": ["--policy-hidden=12", "--behavior-updates=15", "--warmup-updates=12"],
     "cql": ["--num-actions=3"],
     "mopo": ["--model-hidden=12", "--model-updates=25", "--rollouts=30", "--rollout-every=7"],
+    "combo": ["--model-hidden=12", "--model-updates=25", "--rollouts=30", "--rollout-every=7"],
+    "dagger": [f"--expert={EXPERT}", "--updates-per-round=10", "--steps-per-round=30"],
+    "bail": ["--envelope-hidden=12", "--envelope-updates=18", "--validate-every=6"],
     "dt": ["--num-blocks=2", "--warmup-updates=5"],
+    "rvs": ["--targets", "3000", "1000"],
     "awr": ["--value-updates=15", "--policy-updates=25", "--new-steps=40", "--random-steps=60"],
 }
 

@@ -50,6 +50,7 @@ VARIANTS = {
     "brac --divergence mmd": ["--divergence=mmd", "--penalty=p"],
     "bail --variant progressive": ["--variant=progressive", "--selection=margin"],
     "mopo --termination learned": ["--termination=learned"],
+    "combo --rollout-policy uniform": ["--rollout-policy=uniform", "--penalized=mix"],
 }
 ONLINE_ONLY = ("ppo", "trpo")  # they learn from no data, and their own tests show the rest
 CASES = [script for script in sync.read_scripts() if script not in ONLINE_ONLY] + [*VARIANTS]
