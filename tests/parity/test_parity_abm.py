@@ -22,7 +22,7 @@ CASES = {
     "abm": {**SMALL, "seed": 1},
     "bm": {**SMALL, "prior": "bm", "seed": 2},
     "no improvement": {**SMALL, "bound": 0.0, "seed": 3},
-    "other numbers": {**SMALL, "bound": 0.7, "discount": 0.9, "polyak": 0.1, "num_samples": 3,
+    "other numbers": {**SMALL, "bound": 0.3, "discount": 0.9, "polyak": 0.1, "num_samples": 3,
                       "act_dim": 1, "seed": 4},
 }
 # fmt: on
@@ -189,6 +189,7 @@ class NumpyABM:
         share = np.full(q.shape, 1 / case["num_samples"])
         if case["bound"] > 0:
             eta = minimum(lambda eta: self.dual(q, eta), 1e-3, 1e3)
+            assert 2e-3 < eta < 5e2, "the minimum is not inside the interval"
             share = np.exp(q / eta) / np.exp(q / eta).sum(1, keepdims=True)
         kl = (share * np.log(share * case["num_samples"])).sum(1).mean()
         policy_loss = self.imitate("policy", s, draws, share)
