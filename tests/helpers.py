@@ -125,6 +125,7 @@ SMALLER = {
     "abm": ["--num-samples=4"],
     "bear": ["--vae-hidden=12", "--test-samples=5", "--warmup-updates=12"],
     "brac": ["--policy-hidden=12", "--behavior-updates=15", "--warmup-updates=12"],
+    "fisher_brc": ["--components=3", "--behavior-updates=15"],
     "cql": ["--num-actions=3"],
     "mopo": ["--model-hidden=12", "--model-updates=25", "--rollouts=30", "--rollout-every=7"],
     "combo": ["--model-hidden=12", "--model-updates=25", "--rollouts=30", "--rollout-every=7"],
