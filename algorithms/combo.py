@@ -32,10 +32,10 @@ yihaosun1124/OfflineRL-Kit @ e3ce697), for D4RL's v2 files. In these points we d
   of a reshape is thrown away. The settings were found with that.
 - (5) looks at states of the model, as in the paper. `--penalized mix` takes states of d_f, as
   OfflineRL-Kit does by default.
-- All networks of an agent learn from the same batches. Theirs see bootstrap samples of their own.
+- All networks of an agent learn from the same batches. There, each has a bootstrap sample.
 - Actions lie in [-1, 1], and are not standardised. Observations are.
 - All losses see the networks as they were before the update.
-- A HalfCheetah never ends. Theirs does beyond 100.
+- A HalfCheetah never ends. There, it does beyond 100.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream and the held out rows, so seed 3 alone is another run than seed 3 of five.

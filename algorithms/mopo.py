@@ -32,9 +32,9 @@ differ from both:
 - Actions lie in [-1, 1], and are not standardised. Observations are.
 - Rows whose next state belongs to another episode stay out of (1). The authors learn from them.
 - All losses of SAC see the networks as they were before the update, as in sac.py.
-- Their rule for Hopper compares a truth value with 100. The entropy aims at -|A|, as in
-  OfflineRL-Kit, not at -3. We have neither its upper bound 1 of alpha nor its rule that a
-  HalfCheetah ends beyond 100.
+- In their rule for Hopper, the absolute value is that of a comparison. Ours is compared with 100.
+- The entropy aims at -|A|, as in OfflineRL-Kit, not at -3. We have neither its upper bound 1 of
+  alpha nor its rule that a HalfCheetah ends beyond 100.
 
 The rows of the last five rounds of rollouts are kept, on the device: on Hopper, a million rows of
 an agent take 108 MB, on HalfCheetah 168 MB. They are part of the checkpoint, so saving takes twice

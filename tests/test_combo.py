@@ -131,6 +131,8 @@ def test_without_its_term_it_is_mbpo(monkeypatch):
     for name, value in other.state_dict().items():
         if name in state:
             torch.testing.assert_close(agent.state_dict()[name], value, msg=name)
+    for name, optimizer in other.optimizers.items():
+        torch.testing.assert_close(agent.optimizers[name].state(), optimizer.state())
     assert not torch.equal(agent.critic.net[0].weight, make_agent(layers=2).critic.net[0].weight)
 
 
