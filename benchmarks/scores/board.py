@@ -90,8 +90,9 @@ def board_table(rows: list[Row], updates: int) -> str:
 def missing(rows: list[Row], updates: int) -> str:
     """Return which algorithms have no score on which datasets, and the command for them."""
     chosen = board_rows(rows, updates)
-    offline = [path.stem for path in ALGORITHMS.glob("*.py") if path.stem not in NOT_OFFLINE]
-    offline.sort(key=lambda name: list(LOOKS).index(name) if name in LOOKS else len(LOOKS))
+    # A script that a user adds changes nothing here.
+    known = [name for name in LOOKS if (ALGORITHMS / f"{name}.py").exists()]
+    offline = [name for name in known if name not in NOT_OFFLINE]
     lines = []
     for dataset in DATASETS:
         done = {row.script for row in chosen if row.dataset == dataset}
