@@ -158,9 +158,13 @@ def model_slots(agent, n: int) -> dict:
 
 def run_step(agent, batches: list, noise: list) -> dict:
     """Take one step in the model."""
+
+    def given_actions(obs) -> tuple:
+        return batches[0]["actions"], None
+
     result = {"losses": {}, "parameters": {}}
     with pytest.MonkeyPatch.context() as patch, harness.fed_noise([noise[0]["step"]]):
-        patch.setattr(agent.policy, "sample", lambda obs: (batches[0]["actions"], None))
+        patch.setattr(agent.policy, "sample", given_actions)
         patch.setattr(torch, "randint", lambda *_, **__: noise[0]["elite"].long())
         with torch.no_grad():
             step, penalty = agent.imagine(batches[0]["observations"])
