@@ -23,6 +23,7 @@ from tests.parity import harness
 from tests.parity.harness import TOLERANCE, UPDATES, draw_network, uniform
 
 REPOSITORY = "https://github.com/google-research/google-research"
+# Of fisher_brc.py. The other three files were those of 1d4d2f1aa6f2883a790d2ae46a6ee8ab150d8f31.
 COMMIT = "35a5be244885197babac12954c71274ff76b27b7"
 COMPONENTS = 5  # in the authors' text
 # fmt: off
