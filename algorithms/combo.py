@@ -193,7 +193,7 @@ class DeepCritic(nn.Module):
         return self.net(x).squeeze(-1).unflatten(0, (-1, self.ensemble))
 
 
-class TanhPolicy(nn.Module):
+class TanhGaussianSamples(nn.Module):
     """Gaussian of any depth whose mean and std depend on s, squashed into [-1, 1]."""
 
     def __init__(self, num_seeds: int, dims: list[int]):
@@ -412,7 +412,7 @@ class COMBO(nn.Module):
         hidden = [args.hidden] * args.layers
         self.critic = DeepCritic(n, [obs_dim + act_dim, *hidden, 1])
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.policy = TanhPolicy(n, [obs_dim, *hidden, 2 * act_dim])
+        self.policy = TanhGaussianSamples(n, [obs_dim, *hidden, 2 * act_dim])
         self.log_alpha = nn.Parameter(torch.zeros(n))
         self.register_buffer("obs_mean", torch.tensor(task.obs_mean))
         self.register_buffer("obs_std", torch.tensor(task.obs_std))
