@@ -57,11 +57,11 @@ run: .venv/installed
 	@echo "numbers      $(RUN_DIR)/result.json"
 	@echo "TensorBoard  $(PY) -m tensorboard.main --logdir $(RUN_DIR)/tensorboard"
 
-# A process for each core; the tests of one file share fixtures and stay together.
+# A process for each core; tests that share fixtures stay together (tests/conftest.py).
 test: .venv/installed
 	$(PY) -m ruff format --check algorithms benchmarks tests
 	$(PY) -m ruff check algorithms benchmarks tests
-	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadfile --durations=10 \
+	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist loadgroup --durations=10 \
 	  -m "$(if $(SLOW),,not slow)" tests
 
 format: .venv/installed

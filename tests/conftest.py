@@ -20,6 +20,19 @@ torch.set_num_threads(1)  # the numbers must not depend on the machine's cores
 gym.logger.min_level = gym.logger.ERROR  # the old v4 environments are meant
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Say which tests stay in one process: those of a file, as they share its fixtures.
+
+    Of test_every_script.py, which is as long as all others, those of one script stay together.
+    """
+    for item in items:
+        group = item.path.stem
+        if group == "test_every_script" and hasattr(item, "callspec"):
+            known = item.callspec.params
+            group += (known.get("case") or known["script"]).split()[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def por() -> ModuleType:
     """Return the model script."""
