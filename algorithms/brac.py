@@ -36,7 +36,8 @@ copy rail-berkeley/d4rl_evaluations @ c93b9d2) does more than the formulas say, 
   where pi / b is steep.
 - Q and pi step one after the other, c and alpha after them. alpha stays within [0, 500].
 In these points we differ:
-- Weights start as PyTorch's layers do, and Q' as a copy of Q. Theirs starts apart.
+- Weights start as PyTorch's layers do, and Q' as a copy of Q. Theirs starts apart. Adam's epsilon
+  is PyTorch's 1e-8, not 1e-7 of Keras.
 - c takes its 3 steps per update on one batch. Theirs has a new batch for each.
 - They take rows that are followed by another one, also of the next episode, and drop terminal rows:
   the row before one counts as the end. They use the first million of the rows. We use all rows
