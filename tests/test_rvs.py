@@ -236,7 +236,8 @@ def test_a_run_with_goals_is_resumed_exactly(main, tiny_hdf5, isolated, monkeypa
     tiny_hdf5(isolated / "data.hdf5", raw)
     words = ["--env=antmaze-umaze-v2", "--dataset-file=data.hdf5", "--num-updates=12"]
     words += ["--eval-every=6", "--eval-episodes=1", "--final-eval-episodes=1", "--num-seeds=2"]
-    assert main(*words, "--run-dir=whole", script="rvs").code == 0
+    words += ["--hidden=16", "--batch-size=20"]
+    assert main(*words, "--run-dir=whole", script="rvs", small=False).code == 0
     evaluations = result_of(isolated / "whole")["evaluations"]
     assert [found["target"] for found in evaluations[-1]["targets"]] == [1]
     sample = rvs.ReplayBuffer.sample
@@ -250,7 +251,7 @@ def test_a_run_with_goals_is_resumed_exactly(main, tiny_hdf5, isolated, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(rvs.ReplayBuffer, "sample", stopping_sample)
-        assert main(*words, "--run-dir=stopped", script="rvs").code == 1
+        assert main(*words, "--run-dir=stopped", script="rvs", small=False).code == 1
     assert main("--resume=stopped", script="rvs", small=False).code == 0
     assert same_end(isolated / "stopped", isolated / "whole") == []
 
