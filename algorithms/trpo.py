@@ -1446,12 +1446,12 @@ def make_cuda_graph(step: Callable) -> Callable:
             # The first calls compile and allocate memory, which cannot be recorded.
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                statistics |= step()
+                statistics = step()
             torch.cuda.current_stream().wait_stream(stream)
             return statistics
         if calls == 4:
             with torch.cuda.graph(graph):  # records, but does not run
-                statistics |= step()
+                statistics = step()
         graph.replay()
         return statistics
 

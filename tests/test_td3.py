@@ -13,6 +13,7 @@ import ddpg
 import sac
 import td3
 import td3_bc
+from tests import lqr
 from tests.helpers import checkpoint_of, curves, make_batch, make_data, make_task, train
 
 BOTH = pytest.mark.parametrize("module", [td3, ddpg], ids=["td3", "ddpg"])
@@ -76,6 +77,26 @@ def test_the_decay_of_ddpg_pulls_the_weights_of_q_towards_zero():
 
 
 # ---- Known answers ----
+
+
+def lqr_steps(rows: int = 20_000) -> dict:
+    """Return steps of the linear-quadratic task with all actions, in states that none leaves."""
+    rng = np.random.default_rng(0)
+    state, action = rng.uniform(-2.5, 2.5, (rows, 1)), rng.uniform(-1, 1, (rows, 1))
+    reward = -(lqr.STATE_COST * state**2 + lqr.ACTION_COST * action**2)
+    columns = {"observations": state, "actions": action, "rewards": reward[:, 0]}
+    columns |= {"next_observations": lqr.A * state + lqr.B * action, "terminals": np.zeros(rows)}
+    return make_data(columns)
+
+
+def test_td3_solves_a_linear_quadratic_task_whose_actions_are_all_in_the_data():
+    """It comes within ten percent of the return that Riccati's equation gives."""
+    options = {"hidden": 128, "batch_size": 128, "lr": 1e-3, "polyak": 0.02, "discount": 0.8}
+    args = td3.Args(env="no-env-v0", seed=1, num_seeds=3, num_updates=1200, **options)
+    task = td3.make_task(lqr.ENV_ID, "", lqr.ENV_ID)
+    agent = train(td3, args, task, td3.prepare_data(args, lqr_steps(), task))
+    returns = td3.evaluate(agent, task, 20).mean(axis=1)
+    assert returns.min() > 1.1 * lqr.best_return(20)
 
 
 def test_offline_they_leave_the_data_and_td3_bc_does_not():
