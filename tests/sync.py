@@ -39,9 +39,14 @@ ALLOWED_TO_DIFFER = {
         "sac": "begins without a dataset, and takes snapshots of the policy",
         "awr": "trains on the newest steps between two samplings",
         "ppo": "goes through rollouts instead of a dataset",
+        "dagger": "asks an expert between two trainings",
         "trpo": "moves pi once per rollout, by no update function",
     },
-    "start_run": {"sac": "begins without a dataset", "ppo": "never has a dataset"},
+    "start_run": {
+        "sac": "begins without a dataset",
+        "ppo": "never has a dataset",
+        "dagger": "begins with the expert's steps",
+    },
     "ReplayBuffer": {
         "dt": "draws contexts, which are steps in a row",
         "rvs": "draws goals among the later rows of an episode",
