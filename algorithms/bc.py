@@ -192,7 +192,7 @@ class GaussianPolicy(nn.Module):
         return log_density.sum(-1)
 
 
-class MixturePolicy(nn.Module):
+class GaussianMixture(nn.Module):
     """Mixture of K diagonal Gaussians p(y|x); their standard deviations do not depend on x."""
 
     def __init__(self, num_seeds: int, dims: list[int], components: int):
@@ -312,7 +312,7 @@ class BC(nn.Module):
         elif args.policy == "gaussian":
             self.policy = GaussianPolicy(args.num_seeds, dims)
         elif args.policy == "mixture":
-            self.policy = MixturePolicy(args.num_seeds, dims, args.components)
+            self.policy = GaussianMixture(args.num_seeds, dims, args.components)
         elif args.policy == "categorical":
             self.policy = CategoricalPolicy(args.num_seeds, dims, args.bins)
         else:

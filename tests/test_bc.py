@@ -277,7 +277,7 @@ def test_actions_without_bounds_ask_for_a_gaussian():
 
 def test_a_mixture_has_the_density_of_torch_distributions():
     torch.manual_seed(0)
-    policy = bc.MixturePolicy(2, [3, 8, 2], components=4).double()
+    policy = bc.GaussianMixture(2, [3, 8, 2], components=4).double()
     policy.log_std.data.uniform_(-6, 3)  # beyond the clamps, too
     x, y = torch.randn(2, 5, 3).double(), torch.randn(2, 5, 2).double()
     log_weight, mean, std = policy(x)
@@ -296,7 +296,7 @@ def test_a_mixture_has_the_density_of_torch_distributions():
 
 def test_a_mixture_of_one_is_the_gaussian():
     torch.manual_seed(0)
-    mixture = bc.MixturePolicy(1, [3, 8, 2], components=1)
+    mixture = bc.GaussianMixture(1, [3, 8, 2], components=1)
     plain = bc.GaussianPolicy(1, [3, 8, 2])
     plain.net[0].load_state_dict(mixture.net[0].state_dict())
     plain.log_std.data = mixture.log_std.data[:, :, 0]

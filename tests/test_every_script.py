@@ -223,7 +223,7 @@ def test_agents_are_different_and_see_different_rows(case, folder):
     # Observations far from zero, where untrained networks of discrete actions differ, too
     obs = 10 * torch.randn_like(batch["observations"][:1])
     with torch.no_grad():
-        actions = agent.act(obs.repeat(2, 1, 1))
+        actions = agent.act(torch.cat([obs, obs]))
     assert actions.shape[:2] == (2, 20) and not torch.equal(*actions)
 
 

@@ -71,7 +71,8 @@ def board_table(rows: list[Row], updates: int) -> str:
     datasets = [name for name in DATASETS if any(row.dataset == name for row in chosen)]
     places, best = ranks(chosen), among_the_best(chosen)
     lines = []
-    for label in sorted(places, key=lambda label: (np.mean(places[label]), label)):
+    by_name = sorted(places)
+    for label in sorted(by_name, key=lambda label: np.mean(places[label])):
         line = [label]
         for dataset in datasets:
             found = [row for row in chosen if (row.label, row.dataset) == (label, dataset)]

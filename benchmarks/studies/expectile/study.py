@@ -103,7 +103,8 @@ def study_lucky(args: Args) -> dict:
         for agent in range(args.num_seeds):
             rng = np.random.default_rng([args.seed + agent, 2])
             lottery = rng.random(DRAWS) < 0.5
-            pays = np.where(lottery, PRIZE * (rng.random(DRAWS) < CHANCE), SURE)
+            prize = np.where(rng.random(DRAWS) < CHANCE, PRIZE, 0.0)
+            pays = np.where(lottery, prize, SURE)
             believed = {
                 "sarsa": expectile(pays[lottery], tau),
                 "iql": float(pays[lottery].mean()),  # whatever tau is: V is over actions only
