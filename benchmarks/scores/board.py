@@ -102,11 +102,10 @@ def missing(rows: list[Row], updates: int) -> str:
             lines.append(f"- `{dataset}`: {', '.join(names)}")
     if not lines:
         return ""
-    command = (
-        "python -m benchmarks.run --algorithms NAMES --datasets DATASET --num-seeds 3 "
-        f"--num-updates {updates} --results benchmarks/scores/results"
+    options = f"--num-seeds 3 --num-updates {updates} --results benchmarks/scores/results"
+    return f"Not run yet, after {updates:,} updates (`benchmarks.run` with `{options}`):\n\n" + (
+        "\n".join(lines)
     )
-    return f"Not run yet (`{command}`):\n\n" + "\n".join(lines)
 
 
 def board_text(rows: list[Row]) -> str:
