@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.common import ROOT, algorithm_name, markdown_table, update_page
+from benchmarks.common import LOOKS, ROOT, algorithm_name, markdown_table, update_page
 from benchmarks.speed.peers import PROJECTS, load_peers
 from benchmarks.speed.rows import TASKS
 
@@ -135,13 +135,15 @@ def readme_table(files: list[dict]) -> str:
     times = {(row["script"], row["execution"]): milliseconds(row) for row in ours}
     ways = list(dict.fromkeys(row["execution"] for row in ours))
     lines = []
-    for script in dict.fromkeys(row["script"] for row in ours):
-        found = [f"{times[script, way]:.1f}" if (script, way) in times else "-" for way in ways]
-        lines.append([algorithm_name(script), *found])
+    found = dict.fromkeys(row["script"] for row in ours)
+    for script in [name for name in LOOKS if name in found]:
+        cells = [f"{times[script, way]:.1f}" if (script, way) in times else "-" for way in ways]
+        lines.append([algorithm_name(script), *cells])
     ((machine, threads),) = about
     text = (
         f"Milliseconds per update of one agent ({machine}; CPU threads: {threads}), written by "
-        "`python -m benchmarks.speed.page`. Batches of 256; the networks are each algorithm's own."
+        "`python -m benchmarks.speed.page`. Batches of 256; the networks are each algorithm's own. "
+        "Not all were measured on the same day."
     )
     return f"{markdown_table(['algorithm', *(f'`{way}`' for way in ways)], lines)}\n\n{text}"
 
