@@ -18,7 +18,8 @@ epsilon (`--bound`), q has the highest Q'. (4) is the dual of that problem, as i
 from p as allowed. With a bound of 0, eta is so large that q is p, and pi becomes the prior. Q' is a
 slowly moving copy of Q. Expectations over actions are means over num_samples draws.
 
-There is no public code. This file follows the paper's equations. In these points it is simpler:
+There is no public code, so nothing here was compared with the authors'. The equations have not been
+checked line by line against the paper's text either. In these points this file is simpler:
 - A looks one step ahead. The paper sums the rewards along a snippet of a trajectory, and adds V at
   its end.
 - Everything is trained in every update. In the paper, pi and Q' stay fixed for a while, and MPO

@@ -178,7 +178,9 @@ class DDPG(nn.Module):
     def __init__(self, args: Args, task: "Task", device):
         super().__init__()
         self.args = args
-        num_seeds, obs_dim, act_dim = args.num_seeds, task.obs_dim, task.act_dim
+        num_seeds = args.num_seeds
+        obs_dim = task.obs_dim
+        act_dim = task.act_dim
         hidden = [args.hidden, math.ceil(args.hidden * 3 / 4)]
         self.critic = LateActionCritic(num_seeds, obs_dim, act_dim, hidden)
         self.critic_target = copy.deepcopy(self.critic).requires_grad_(False)

@@ -255,7 +255,9 @@ class FisherBRC(nn.Module):
         super().__init__()
         self.args = args
         self.act_dim = task.act_dim
-        obs_dim, act_dim, layers = task.obs_dim, task.act_dim, 3 * [args.hidden]
+        obs_dim = task.obs_dim
+        act_dim = task.act_dim
+        layers = 3 * [args.hidden]
         self.offset = TwinCritic(args.num_seeds, [obs_dim + act_dim, *layers, 1])
         self.policy = DeepTanhGaussian(args.num_seeds, [obs_dim, *layers, 2 * act_dim])
         sizes = (args.num_seeds, obs_dim, act_dim, args.hidden, args.components)

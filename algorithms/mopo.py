@@ -394,7 +394,9 @@ class MOPO(nn.Module):
         self.decay_updates = args.decay_updates
         if args.decay_updates is None:
             self.decay_updates = args.num_updates
-        n, obs_dim, act_dim = args.num_seeds, task.obs_dim, task.act_dim
+        n = args.num_seeds
+        obs_dim = task.obs_dim
+        act_dim = task.act_dim
         self.model = Ensemble(n, args.members, obs_dim, act_dim, args.model_hidden)
         # How every network errs on the rows held out, now and when it was kept
         self.register_buffer("error", torch.zeros(n, args.members))
