@@ -108,8 +108,10 @@ SHORTER = [
         r"\1\2 --quick-episodes 1 --episodes 1 --finalists 2 --accept 1000",
     ),
     (r"(select_behavior|bundle_replay)$", r"\1 --help"),
-    (r"--checkouts others --jax-python others/jax/bin/python", ""),
+    (r" --checkouts others( --jax-python others/jax/bin/python)?", ""),
     (r"speed\.measure --script mine", "speed.measure --script bc"),
+    # One script tells whether the command works; test_speed.py measures every script.
+    (r"speed\.measure --script (\w+)( \w+)+", r"speed.measure --script \1"),
     (r"(speed\.measure .*)", r"\1 --blocks 1 --seconds 0.01 --rows 20000 --execution eager"),
     (r"(studies\.guide)$", r"\1 --help"),
     (r"^cd \.\. && ", ""),

@@ -13,7 +13,11 @@ import torch
 from benchmarks.speed import measure, ours, page
 from benchmarks.speed.rows import TASKS, random_rows
 from benchmarks.speed.turns import Worker, time_in_turn
+from tests import sync
+from tests.helpers import small_options
 
+# They take Discrete actions, an expert, or no data at all, which random rows do not have.
+NOT_TIMED = ("discrete_bcq", "dagger", "ppo", "trpo")
 pytestmark = pytest.mark.usefixtures("isolated")
 
 
@@ -80,6 +84,15 @@ def test_updates_train_and_nan_is_found():
     updates.statistics["value"][1] = np.nan
     with pytest.raises(SystemExit, match="value is NaN"):
         updates.check()
+
+
+@pytest.mark.parametrize("script", [s for s in sync.read_scripts() if s not in NOT_TIMED])
+def test_every_script_can_be_timed(script):
+    config = ours.Config(script, num_seeds=2, rows=2_000, words=small_options(script))
+    updates = ours.Updates(*ours.build(config), "train")
+    updates.update(2)
+    updates.check()
+    assert updates.statistics
 
 
 def test_a_phase_that_is_not_there_is_refused():
