@@ -72,6 +72,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
@@ -86,6 +87,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 import tyro
+from gymnasium.envs.mujoco import MujocoEnv
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from minari.storage.datasets_root_dir import get_dataset_path
 from torch.utils.tensorboard import SummaryWriter
@@ -667,6 +669,28 @@ D4RL_SHA256 = {
     "antmaze-medium-diverse-v2": "ad9dcbac05d1f8744a7a2160",
     "antmaze-large-play-v2": "6d353df2457829925d7f9d4b",
     "antmaze-large-diverse-v2": "84f775eb7956ea9cc7667047",
+    "pen-human-v1": "209e345b2150b633f30a1161",
+    "pen-cloned-v1": "6d1a982cee1950501bedebbd",
+    "pen-expert-v1": "3791b8ca6a802061770af297",
+    "hammer-human-v1": "3e42f3f49b5c92a901601dfe",
+    "hammer-cloned-v1": "e48d75b159bdd72f51d3f014",
+    "hammer-expert-v1": "1c069a0f6e4852493023c77d",
+    "door-human-v1": "f9691288c3ddf2b4e7b31bda",
+    "door-cloned-v1": "1f6a60ecc4d2a2e5c02f41dd",
+    "door-expert-v1": "66df4cd4e0a1e0b72ea72653",
+    # Nobody published the sums of these.
+    "relocate-human-v1": None,
+    "relocate-cloned-v1": None,
+    "relocate-expert-v1": None,
+    "kitchen-complete-v0": None,
+    "kitchen-partial-v0": None,
+    "kitchen-mixed-v0": None,
+    "maze2d-umaze-v1": None,
+    "maze2d-umaze-dense-v1": None,
+    "maze2d-medium-v1": None,
+    "maze2d-medium-dense-v1": None,
+    "maze2d-large-v1": None,
+    "maze2d-large-dense-v1": None,
 }
 # Environment and returns that score 0 and 100 (d4rl/infos.py). Gymnasium's v4 is D4RL's v2.
 D4RL_ENVS = {
@@ -676,23 +700,49 @@ D4RL_ENVS = {
     "antmaze-umaze": ("AntMaze-umaze-v2", 0.0, 1.0),
     "antmaze-medium": ("AntMaze-medium-v2", 0.0, 1.0),
     "antmaze-large": ("AntMaze-large-v2", 0.0, 1.0),
+    "pen": ("Adroit-pen-v1", 96.262799, 3076.8331018),
+    "hammer": ("Adroit-hammer-v1", -274.856578, 12794.1348252),
+    "door": ("Adroit-door-v1", -56.512833, 2880.5693087),
+    "relocate": ("Adroit-relocate-v1", -6.425911, 4233.8777977),
+    "kitchen-mixed": ("Kitchen-mixed-v0", 0.0, 4.0),
+    "kitchen": ("Kitchen-partial-v0", 0.0, 4.0),  # complete has the same tasks
+    "maze2d-umaze-dense": ("Maze2D-umaze-dense-v1", 68.537689, 193.66285642),
+    "maze2d-medium-dense": ("Maze2D-medium-dense-v1", 44.264742, 297.45525478),
+    "maze2d-large-dense": ("Maze2D-large-dense-v1", 30.569041, 303.48573827),
+    "maze2d-umaze": ("Maze2D-umaze-v1", 23.85, 161.86),
+    "maze2d-medium": ("Maze2D-medium-v1", 13.13, 277.39),
+    "maze2d-large": ("Maze2D-large-v1", 6.7, 273.99),
 }
 COLUMNS = ("observations", "actions", "rewards", "terminals", "timeouts", "next_observations")
 
 
 def d4rl_file(name: str) -> str:
-    """Return the path of a dataset's file on D4RL's server."""
-    if not name.startswith("antmaze"):
-        env, kind = name.removesuffix("-v2").split("-", maxsplit=1)
-        return f"gym_mujoco_v2/{env}_{kind.replace('-', '_')}-v2.hdf5"
-    maze = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}[name.split("-")[1]]
-    starts, goals = name != "antmaze-umaze-v2", "diverse" in name
-    variant = f"{maze}_noisy_multistart_{starts}_multigoal_{goals}"
-    return f"ant_maze_v2/Ant_maze_{variant}_sparse_fixed.hdf5"
+    """Return the path of a dataset's file on D4RL's server (d4rl/infos.py)."""
+    family, kind = name.rsplit("-v", maxsplit=1)[0].split("-", maxsplit=1)
+    if family in ("halfcheetah", "hopper", "walker2d"):
+        return f"gym_mujoco_v2/{family}_{kind.replace('-', '_')}-v2.hdf5"
+    if family == "antmaze":
+        maze = {"umaze": "u-maze", "medium": "big-maze", "large": "hardest-maze"}
+        starts, goals = kind != "umaze", "diverse" in kind
+        variant = f"{maze[kind.split('-')[0]]}_noisy_multistart_{starts}_multigoal_{goals}"
+        return f"ant_maze_v2/Ant_maze_{variant}_sparse_fixed.hdf5"
+    if family == "maze2d":
+        return f"maze2d/maze2d-{kind if 'dense' in kind else kind + '-sparse'}-v1.hdf5"
+    if family == "kitchen":
+        tasks = {
+            "complete": "mini_kitchen_microwave_kettle_light_slider",
+            "partial": "kitchen_microwave_kettle_light_slider",
+            "mixed": "kitchen_microwave_kettle_bottomburner_light",
+        }
+        return f"kitchen/{tasks[kind]}-v0.hdf5"
+    return f"hand_dapg_v1/{name}.hdf5"
 
 
 def download_d4rl(name: str) -> Path:
-    """Return the local path of a D4RL file, which is downloaded if missing and always verified."""
+    """Return the local path of a D4RL file, which is downloaded if missing.
+
+    It is always verified, but for the files of which no sum is known.
+    """
     file, sha256 = d4rl_file(name), D4RL_SHA256[name]
     folder = Path(os.getenv("D4RL_DATASET_DIR", "~/.d4rl/datasets")).expanduser()
     folder.mkdir(parents=True, exist_ok=True)
@@ -710,6 +760,9 @@ def download_d4rl(name: str) -> Path:
             f"{name} could not be downloaded; put its file there: {path}, or rebuild its like: "
             f"python -m benchmarks.datasets.collect {dataset_family(name)}"
         )
+    if sha256 is None:
+        print(f"note: no SHA-256 of {name} is known, so {path} is not verified")
+        return path
     with open(path, "rb") as content:
         if not hashlib.file_digest(content, "sha256").hexdigest().startswith(sha256):
             sys.exit(f"{path} has not D4RL's SHA-256; delete it, or name it by --dataset-file")
@@ -770,8 +823,6 @@ def refuse_name(name: str) -> NoReturn:
     folder = get_dataset_path()
     local = [path.parents[1].relative_to(folder) for path in folder.rglob("data/metadata.json")]
     near = difflib.get_close_matches(name, [*D4RL_SHA256, *map(str, local)])
-    if match := re.fullmatch(r"(pen|door|hammer|relocate|kitchen|maze2d)-([\w-]+)-v\d", name):
-        near = [f"D4RL/{match[1]}/{match[2]}-v2".replace("maze2d", "pointmaze")]  # Minari's id
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
     sys.exit(f"--env {name}: neither D4RL nor Minari has a dataset of this name{hint}")
 
@@ -846,7 +897,9 @@ def make_task(name, source, env_id, env_kwargs=None, max_episode_steps=None) -> 
     try:
         env = gym.make(env_id, max_episode_steps, disable_env_checker=True, **env_kwargs)
     except Exception as error:  # anything can go wrong in other people's environments
-        sys.exit(f"--env {name}: {env_id} cannot be made: {one_line(error)}")
+        packages = ("gymnasium", "gymnasium-robotics", "mujoco")
+        versions = ", ".join(f"{package} {version(package)}" for package in packages)
+        sys.exit(f"--env {name}: {env_id} cannot be made with {versions}: {one_line(error)}")
     if not env.spec.max_episode_steps:
         sys.exit(f"{env_id} has no time limit; register it with max_episode_steps")
     task = Task(name, source, env_id, env_kwargs, env.spec.max_episode_steps)
@@ -992,7 +1045,7 @@ def one_line(value) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# AntMaze
+# D4RL's environments that Gymnasium does not have: mazes, hands and the kitchen
 # --------------------------------------------------------------------------------------------------
 
 # Walls are #, the goal is G, the start is the upper left cell (d4rl/locomotion/maze_env.py).
@@ -1065,10 +1118,130 @@ class AntMaze(AntEnv):
         return self.state_vector(), float(reached), reached, False, {}
 
 
-# The class is registered instead of its path, because a script has no import path.
+class Maze2D(MujocoEnv):
+    """D4RL's maze2d-*-v1: a ball with two motors in a maze with cells of 1 m. It never ends."""
+
+    metadata = {"render_modes": ["human", "rgb_array", "depth_array"], "render_fps": 100}
+    # d4rl/pointmaze/maze_model.py. The ball's coordinates are 0.2 m less than those of the walls.
+    MODEL = """
+        <mujoco>
+          <compiler inertiafromgeom="true" angle="radian"/>
+          <option timestep="0.01" gravity="0 0 0" iterations="20" integrator="Euler"/>
+          <default>
+            <joint damping="1"/>
+            <geom friction=".5 .1 .1" density="1000" margin="0.002" condim="1" contype="2"/>
+          </default>
+          <worldbody>
+            <geom type="plane" size="40 40 .25" pos="0 0 -.1" contype="1" conaffinity="0"/>
+            <body pos="1.2 1.2 0">
+              <geom type="sphere" size=".1" contype="1" rgba="0 0 1 1"/>
+              <joint name="x" type="slide" axis="1 0 0"/>
+              <joint name="y" type="slide" axis="0 1 0"/>
+            </body>
+            {walls}
+          </worldbody>
+          <actuator>
+            <motor joint="x" ctrlrange="-1 1" ctrllimited="true" gear="100"/>
+            <motor joint="y" ctrlrange="-1 1" ctrllimited="true" gear="100"/>
+          </actuator>
+        </mujoco>"""
+
+    def __init__(self, maze: str, dense: bool = False, **kwargs):
+        rows = MAZES[maze].split()
+        # D4RL's small maze stands on its head here.
+        self.maze = np.array([list(row) for row in (rows[::-1] if maze == "umaze" else rows)])
+        self.dense = dense
+        space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
+        super().__init__("point.xml", 1, space, **kwargs)  # a name that exists, but is not read
+
+    def _initialize_simulation(self):
+        wall = '<geom type="box" size=".5 .5 .2" pos="{} {} 0" rgba=".7 .5 .3 1"/>'
+        walls = "".join(wall.format(*cell + 1) for cell in np.argwhere(self.maze == "#"))
+        model = mujoco.MjModel.from_xml_string(self.MODEL.format(walls=walls))
+        return model, mujoco.MjData(model)
+
+    def reset_model(self):
+        self.goal = np.argwhere(self.maze == "G")[0]
+        cells = np.concatenate([np.argwhere(self.maze == "."), [self.goal]])
+        position = self.np_random.choice(cells) + self.np_random.uniform(-0.1, 0.1, 2)
+        self.set_state(position, 0.1 * self.np_random.normal(size=2))
+        return self.state_vector()
+
+    def step(self, action):
+        self.set_state(self.data.qpos, np.clip(self.data.qvel, -5, 5))
+        self.do_simulation(np.clip(action, -1, 1), self.frame_skip)
+        distance = np.linalg.norm(self.data.qpos - self.goal)
+        reward = np.exp(-distance) if self.dense else float(distance <= 0.5)
+        if self.render_mode == "human":
+            self.render()
+        return self.state_vector(), reward, False, False, {}
+
+
+class Adroit(gym.Wrapper):
+    """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
+
+    In door, hammer and relocate gymnasium-robotics 1.4.2 rewards the palm's distance to what it
+    must reach; D4RL punishes it. `binary` is AWAC's and IQL's reward: 0 after success, else -1.
+    """
+
+    def __init__(self, hand: str, binary: bool = False, **kwargs):
+        # It is imported only where it is needed, because it prints a notice.
+        from gymnasium_robotics.envs import adroit_hand
+
+        super().__init__(getattr(adroit_hand, f"AdroitHand{hand.title()}Env")("dense", **kwargs))
+        self.hand = hand
+        self.binary = binary
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = super().step(action)
+        env = self.unwrapped
+        if self.hand == "pen":
+            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+        elif self.hand == "door":
+            palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
+            reward -= 0.2 * np.linalg.norm(palm - aim)
+        else:
+            palm, aim = env.data.site_xpos[env.S_grasp_site_id], env.data.xpos[env.obj_body_id]
+            reward -= 0.2 * np.linalg.norm(palm - aim)
+        if self.binary:
+            reward = float(info["success"]) - 1
+        return obs, reward, terminated, truncated, info
+
+
+class Kitchen(gym.ObservationWrapper):
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+
+    These are the positions of the arm (9) and of the objects (21), and the goal (30).
+    """
+
+    def __init__(self, tasks: list[str], **kwargs):
+        from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
+
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
+        self.goal = np.zeros(30)
+        for task in tasks:
+            self.goal[kitchen.OBS_ELEMENT_INDICES[task]] = kitchen.OBS_ELEMENT_GOALS[task]
+
+    def observation(self, observation):
+        state = observation["observation"]  # positions and velocities of the arm, of the objects
+        return np.concatenate([state[:9], state[18:39], self.goal])
+
+
+# Classes are registered instead of their paths, because a script has no import path. The limits
+# are D4RL's.
 gym.register("AntMaze-umaze-v2", AntMaze, max_episode_steps=700, kwargs={"maze": "umaze"})
 gym.register("AntMaze-medium-v2", AntMaze, max_episode_steps=1000, kwargs={"maze": "medium"})
 gym.register("AntMaze-large-v2", AntMaze, max_episode_steps=1000, kwargs={"maze": "large"})
+for maze, limit in (("umaze", 300), ("medium", 600), ("large", 800)):
+    sparse, dense = {"maze": maze}, {"maze": maze, "dense": True}
+    gym.register(f"Maze2D-{maze}-v1", Maze2D, max_episode_steps=limit, kwargs=sparse)
+    gym.register(f"Maze2D-{maze}-dense-v1", Maze2D, max_episode_steps=limit, kwargs=dense)
+for hand, limit in (("pen", 100), ("hammer", 200), ("door", 200), ("relocate", 200)):
+    gym.register(f"Adroit-{hand}-v1", Adroit, max_episode_steps=limit, kwargs={"hand": hand})
+for kind, third in (("partial", "slide cabinet"), ("mixed", "bottom burner")):
+    tasks = {"tasks": ["microwave", "kettle", third, "light switch"]}
+    gym.register(f"Kitchen-{kind}-v0", Kitchen, max_episode_steps=280, kwargs=tasks)
 
 # --------------------------------------------------------------------------------------------------
 # Evaluation

@@ -165,7 +165,7 @@ def test_every_d4rl_name_has_a_file_and_an_environment():
     assert por.d4rl_file("antmaze-large-diverse-v2").endswith(
         "/Ant_maze_hardest-maze_noisy_multistart_True_multigoal_True_sparse_fixed.hdf5"
     )
-    assert len({por.d4rl_file(name) for name in por.D4RL_SHA256}) == 24
+    assert len({por.d4rl_file(name) for name in por.D4RL_SHA256}) == 45
     for name in por.D4RL_SHA256:
         assert any(name.startswith(prefix) for prefix in por.D4RL_ENVS)
 
@@ -271,9 +271,8 @@ def offline(monkeypatch, tmp_path):
         ("mine-v0", "neither D4RL nor Minari"),
         ("hopper-medum-v2", "did you mean hopper-medium-v2"),
         ("hopper-medium-v0", "did you mean hopper-medium-v2"),
-        ("pen-human-v1", "did you mean D4RL/pen/human-v2"),
-        ("kitchen-mixed-v0", "did you mean D4RL/kitchen/mixed-v2"),
-        ("maze2d-umaze-dense-v1", "did you mean D4RL/pointmaze/umaze-dense-v2"),
+        ("pen-human-v0", "did you mean pen-human-v1"),
+        ("maze2d-umaze-dense-v0", "did you mean maze2d-umaze-dense-v1"),
         ("mujoco//hopper", "mujoco//hopper"),
         ("../hopper-v0", "../hopper-v0"),
         ("/", "--env /"),
