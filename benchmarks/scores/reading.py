@@ -15,6 +15,7 @@ from types import ModuleType
 import numpy as np
 
 from benchmarks.common import algorithm_name, load_script, short_number
+from benchmarks.scores.online import environment_steps, evaluated_at, is_from_scratch
 
 LAST = 10  # evaluations in a "mean of the last ten"
 PUBLISHED_UPDATES = 1_000_000  # length of the published runs of POR, IQL, TD3+BC, SPOT and CORL
@@ -143,11 +144,8 @@ def complaints(result: dict) -> list[str]:
                 f"the scores at update {evaluation['update']} do not follow from the returns"
             )
     for phase, part in phases(result).items():
-        total = args["num_updates"]
-        if phase == "online" and args.get("online_steps"):
-            total = args["online_steps"]
         updates = [evaluation["update"] for evaluation in part]
-        wanted = [*range(args["eval_every"], total, args["eval_every"]), total]
+        wanted = evaluated_at(result, phase)
         if updates not in (wanted, [0, *wanted]):  # the first casting evaluated at update 0, too
             found.append(f"phase {phase} is not evaluated at every {args['eval_every']:,} updates")
         if part[-1]["episodes"] != args["final_eval_episodes"]:
@@ -287,7 +285,7 @@ class Row:
     phase: str  # "online" or another
     task: dict
     args: dict
-    at: np.ndarray  # (evaluations,) updates
+    at: np.ndarray  # (evaluations,) updates, or environment steps of an online part
     curve: np.ndarray  # (evaluations, seeds)
     episodes: int  # per seed, of the last evaluation
     finished: bool
@@ -313,8 +311,11 @@ class Row:
 
     @property
     def level(self) -> float | None:
-        """Return what the data score; None in mazes, whose episodes go on after the goal."""
-        if "maze" in self.dataset or not self.task["transitions"]:
+        """Return what the data score.
+
+        None in mazes, whose episodes go on after the goal, and where agents make their own data.
+        """
+        if "maze" in self.dataset or is_from_scratch(self.task):
             return None
         if self.task["data_return"] is None:  # rows that are not in the order of time
             return None
@@ -404,7 +405,7 @@ def make_rows(path: Path, result: dict, label: str = "", deviations: dict | None
     group = GROUPS.get(task["source"], "Other data")
     if task["name"].startswith("local/"):
         group = "Other data"
-    elif task["transitions"] == 0:
+    elif is_from_scratch(task):
         group = "No data: trained online from scratch"
     rows = []
     for phase, part in phases(result).items():
@@ -418,7 +419,10 @@ def make_rows(path: Path, result: dict, label: str = "", deviations: dict | None
             phase=phase,
             task=task,
             args=result["args"],
-            at=np.array([evaluation["update"] for evaluation in part], float),
+            at=np.array(
+                [environment_steps(result, phase, evaluation["update"]) for evaluation in part],
+                float,
+            ),
             curve=np.array([evaluation["scores"] for evaluation in part], float),
             episodes=part[-1]["episodes"],
             finished=result["finished"],

@@ -43,6 +43,7 @@ from benchmarks.common import (
     write_atomically,
 )
 from benchmarks.scores.board import board_csv, board_text
+from benchmarks.scores.online import is_from_scratch
 from benchmarks.scores.reading import Row, read_results
 
 matplotlib.use("Agg")
@@ -73,7 +74,8 @@ GROUPS = {
     "([sources](published_curves.csv)).",
     "Minari's data": "Minari's own datasets, which the papers did not use.",
     "Other data": "Data of other origin, which the papers did not use.",
-    "No data: trained online from scratch": "The agents collect their data themselves.",
+    "No data: trained online from scratch": "The agents collect their data themselves. Steps are "
+    "those of each agent, the random ones of the beginning included.",
 }
 FIRST_CASTING = (
     "These runs were made by an earlier form of the scripts, some of them with bf16 products. A "
@@ -143,11 +145,13 @@ class Section:
     group: str
     first_casting: bool
     online: bool
-    updates: int
+    updates: int | None  # None: the rows have different ones
     rows: list[Row]
 
     @property
     def title(self) -> str:
+        if self.updates is None:
+            return self.group
         steps = "environment steps" if self.online else "updates"
         return f"{self.group}, {self.updates:,} {steps}"
 
@@ -157,7 +161,8 @@ class Section:
         words = [self.group.split("'")[0].split(":")[0].split()[0].lower()]
         if self.online:
             words.append("online")
-        words.append(short_number(self.updates))
+        if self.updates is not None:
+            words.append(short_number(self.updates))
         if self.first_casting:
             words.append("first-casting")
         return "-".join(words)
@@ -186,12 +191,16 @@ def make_sections(rows: list[Row]) -> list[Section]:
         old = row.first_casting
         if partners:  # a control
             old = all(other.first_casting for other in partners)
-        key = (old, list(GROUPS).index(row.group), row.phase == "online", row.updates)
+        # PPO needs more steps than SAC, but a reader wants to see them side by side.
+        updates = -1 if is_from_scratch(row.task) else row.updates
+        key = (old, list(GROUPS).index(row.group), row.phase == "online", updates)
         parts.setdefault(key, []).append(row)
-    return [
-        Section(list(GROUPS)[group], first, online, updates, parts[first, group, online, updates])
-        for first, group, online, updates in sorted(parts)
-    ]
+    sections = []
+    for key in sorted(parts):
+        first, group, online, updates = key
+        length = None if updates == -1 else updates
+        sections.append(Section(list(GROUPS)[group], first, online, length, parts[key]))
+    return sections
 
 
 def run_key(row: Row) -> tuple:
