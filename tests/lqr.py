@@ -41,6 +41,21 @@ def best_gains() -> tuple[list[float], float]:
     return gains, cost
 
 
+def discounted_gain(discount: float) -> float:
+    """Return the gain k of u = -k x that is best in a discounted task without a horizon."""
+    cost = 0.0
+    for _ in range(1_000):
+        gain = discount * A * B * cost / (ACTION_COST + discount * B**2 * cost)
+        cost = STATE_COST + ACTION_COST * gain**2 + discount * (A - B * gain) ** 2 * cost
+    return gain
+
+
+def stationary_cost(gain: float) -> float:
+    """Return the factor p of the cost p x^2 of an episode in which u = -k x in every step."""
+    growth = (A - B * gain) ** 2
+    return (STATE_COST + ACTION_COST * gain**2) * sum(growth**t for t in range(HORIZON))
+
+
 def best_return(episodes: int) -> float:
     """Return the largest mean return of the episodes with seeds 0, 1, ..."""
     _, cost = best_gains()

@@ -89,6 +89,7 @@ def lqr_steps(rows: int = 20_000) -> dict:
     return make_data(columns)
 
 
+@pytest.mark.slow
 def test_td3_solves_a_linear_quadratic_task_whose_actions_are_all_in_the_data():
     """It comes within ten percent of the return that Riccati's equation gives."""
     options = {"hidden": 128, "batch_size": 128, "lr": 1e-3, "polyak": 0.02, "discount": 0.8}
@@ -97,6 +98,25 @@ def test_td3_solves_a_linear_quadratic_task_whose_actions_are_all_in_the_data():
     agent = train(td3, args, task, td3.prepare_data(args, lqr_steps(), task))
     returns = td3.evaluate(agent, task, 20).mean(axis=1)
     assert returns.min() > 1.1 * lqr.best_return(20)
+
+
+@pytest.mark.slow
+@BOTH
+def test_online_it_solves_a_linear_quadratic_task(module, main):
+    """It comes within ten percent of the return that Riccati's equation gives.
+
+    Targets do not end at the time limit, so both look for the best policy of an endless, discounted
+    task. It costs less than one percent more.
+    """
+    assert lqr.stationary_cost(lqr.discounted_gain(0.8)) < 1.01 * lqr.best_gains()[1]
+    rates = {td3: ["--lr=1e-3"], ddpg: ["--policy-lr=1e-3", "--critic-lr=1e-3"]}
+    options = ["--num-updates=1000", "--eval-every=1000", "--random-steps=5000", "--discount=0.8"]
+    options += ["--polyak=0.02", "--batch-size=128", "--hidden=64", "--num-seeds=3"]
+    options += ["--exploration-noise=0.5"]  # Q needs actions beside pi's to know its slope
+    options += ["--final-eval-episodes=20", "--run-dir=run", *rates[module]]
+    end = main(f"--env={lqr.ENV_ID}", *options, script=module.__name__, small=False)
+    assert end.code == 0, end.err
+    assert min(checkpoint_of("run")["final"]["returns"]) > 1.1 * lqr.best_return(20)
 
 
 def test_offline_they_leave_the_data_and_td3_bc_does_not():
