@@ -6,6 +6,7 @@ python -m pytest tests/test_dagger.py
 import json
 from pathlib import Path
 
+import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
@@ -39,6 +40,11 @@ def write_expert(path, obs_dim: int = 3, act_dim: int = 1, hidden: int = 32, see
     weights |= {"last_fc.bias": rng.normal(size=act_dim)}
     np.savez(path, **weights)
     return str(path)
+
+
+def columns_of(path) -> dict:
+    with h5py.File(path) as file:
+        return {key: file[key][()] for key in file}
 
 
 # ---- The expert, and who acts ----
@@ -117,20 +123,91 @@ def test_a_dataset_gives_states_and_the_expert_answers_in_them(tmp_path):
     np.testing.assert_allclose(task.obs_mean, data["observations"].mean(0), rtol=1e-5)
 
 
+# ---- A known answer ----
+
+WIND = np.linspace(-1, 1, 13)  # where the steering that it needs turns
+STEERING = [-0.6, *[0.6, -0.6] * 6]
+RUTS = 0.2  # how far from the middle they end
+
+
+def holding(x: float, wind: float) -> float:
+    """Return the action with which a car at x does not leave its line."""
+    return np.tanh(np.interp(wind, WIND, STEERING) + 2 * np.clip(x, -RUTS, RUTS))
+
+
+class Road(gym.Env):
+    """A car is to stay within 1 of the middle, for 100 steps. Its wind is another in every step.
+
+    It begins in ruts that pull it to the middle. So to hold a line in them, it must steer outwards.
+    """
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2,))
+    action_space = gym.spaces.Box(-1, 1, (1,))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x = self.np_random.uniform(-RUTS, RUTS)
+        return self.observe(), {}
+
+    def observe(self):
+        self.wind = self.np_random.uniform(-1, 1)
+        return np.array([self.x, self.wind], dtype=np.float32)
+
+    def step(self, action):
+        self.x += 0.5 * (action.item() - holding(self.x, self.wind))
+        return self.observe(), 1.0, bool(abs(self.x) > 1), False, {}
+
+
+gym.register("RoadWithRuts-v0", Road, max_episode_steps=100)
+
+
+def write_driver(path) -> None:
+    """Write an expert that holds its line in the ruts, and steers back to them from beyond."""
+    slope = 1.2 / (WIND[1] - WIND[0])
+    turns = 2 * slope * (-1.0) ** np.arange(12)
+    turns[0] = slope
+    weights = {
+        "fc0.weight": np.array([[0, 1]] * 12 + [[1, 0], [-1, 0]] * 2),
+        "fc0.bias": np.array([*-WIND[:-1], 0, 0, -RUTS, -RUTS]),
+        "last_fc.weight": np.array([[*turns, 2, -2, -6, 6]]),
+        "last_fc.bias": np.array([STEERING[0]]),
+    }
+    np.savez(path, **weights)
+
+
+def drive(main, *words: str) -> tuple[dict, dict]:
+    """Return the checkpoint of a run of two rounds, and the data of its first agent."""
+    write_driver("driver.npz")
+    options = ["--env=RoadWithRuts-v0", "--expert=driver.npz", "--num-seeds=3", "--hidden=32"]
+    options += ["--batch-size=64", "--lr=3e-3", "--num-updates=600", "--updates-per-round=300"]
+    options += ["--steps-per-round=500", "--final-eval-episodes=10", "--run-dir=road", *words]
+    end = main(*options, script="dagger", small=False)
+    assert end.code == 0 and end.err == "", end.err
+    return checkpoint_of("road"), columns_of("road/dataset-agent0.hdf5")
+
+
+def test_a_clone_leaves_the_road_because_its_expert_never_shows_the_way_back(main):
+    checkpoint, data = drive(main, "--schedule=exponential", "--beta-decay=1")
+    assert checkpoint["task"]["data_return"] == 100
+    assert len(data["rewards"]) == 1_000 and np.abs(data["observations"][:, 0]).max() < 0.201
+    assert max(checkpoint["final"]["returns"]) < 40
+
+
+def test_dagger_stays_on_the_road_with_as_many_answers(main):
+    checkpoint, data = drive(main, "--beta-rounds=1")
+    assert len(data["rewards"]) == 1_000 and np.abs(data["observations"][:, 0]).max() > 0.5
+    assert min(checkpoint["final"]["returns"]) > 95
+
+
 # ---- Runs ----
 
 
-def run(main, env_id: str, *words, run_dir: str = "run") -> dict:
-    """Return the checkpoint of a small run with an expert for Pendulum."""
-    write_expert("expert.npz")
+def run(main, env_id: str, *words, run_dir: str = "run", dims=(3, 1)) -> dict:
+    """Return the checkpoint of a small run. `dims`: of states and actions, Pendulum's."""
+    write_expert("expert.npz", *dims)
     end = main(f"--env={env_id}", *RUN, *words, "--run-dir", run_dir, script="dagger", small=False)
     assert end.code == 0 and end.err == "", end.err
     return checkpoint_of(Path(run_dir))
-
-
-def columns_of(path) -> dict:
-    with h5py.File(path) as file:
-        return {key: file[key][()] for key in file}
 
 
 def test_rounds_add_states_that_happened_with_the_experts_answers(main, short_env):
@@ -193,6 +270,45 @@ def test_with_a_human_only_what_he_does_is_added(main, short_env):
         )
         ends = np.append(~in_data[1:], True) | (own["timeouts"][i].numpy() > 0)
         np.testing.assert_array_equal(found["timeouts"][40:], ends[in_data])
+
+
+def test_the_human_of_a_run_takes_over_and_hands_back_as_stated(main, short_env):
+    """A run of one round tells by which weights the learner acts in the next one."""
+    env_id = short_env("Hopper-v4")
+    words = ["--gate=human", "--take-over=0.8", "--hand-back=0.4", "--steps-per-round=200"]
+    words += ["--lr=0.01"]
+    before = run(main, env_id, *words, "--num-updates=10", run_dir="before", dims=(11, 3))
+    run(main, env_id, *words, "--num-updates=20", dims=(11, 3))
+    task = dagger.Task(**before["task"])
+    agent = dagger.DAgger(dagger.Args(**before["args"]), task, "cpu")
+    agent.load_state_dict(before["agent"])
+    expert = dagger.Expert("expert.npz", task)
+    for i in range(2):
+        env = dagger.make_env(task)
+        obs, human, kept, between = dagger.reset_env(env, 3, i, 1, 0), False, [], []
+        for k in range(1, 201):
+            state = torch.tensor(obs, dtype=torch.float32).expand(2, 1, 11)
+            learner, answer = agent.act(state)[i, 0].detach().numpy(), expert(obs)
+            distance = np.linalg.norm(learner - answer) / 3**0.5
+            if not human and distance > 0.8:
+                human = True
+            elif human and distance < 0.4:
+                human = False
+            if 0.4 < distance < 0.8:
+                between.append(human)
+            if human:
+                kept.append((obs, answer))
+            obs, _, terminated, truncated, _ = env.step(answer if human else learner)
+            if terminated or truncated:
+                obs, human = dagger.reset_env(env, 3, i, 1, k), False
+        assert 20 < len(kept) < 180 and 5 < sum(between) < len(between) - 5
+        found = columns_of(f"run/dataset-agent{i}.hdf5")
+        states, answers = zip(*kept, strict=True)
+        # The run's products of matrices round otherwise, and the hopper makes more of it.
+        close = {"rtol": 0.01, "atol": 0.01}
+        np.testing.assert_allclose(found["observations"][200:], states, **close)
+        np.testing.assert_allclose(found["actions"][200:], answers, **close)
+        np.testing.assert_allclose(found["taken_actions"], found["actions"], **close)
 
 
 def test_a_run_that_is_stopped_ends_as_the_whole_one(main, short_env, monkeypatch):
