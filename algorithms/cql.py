@@ -189,6 +189,7 @@ YOUNG_GENG_ANTMAZE = CORL_ANTMAZE | {
 SETTINGS = [
     ("antmaze-*", CORL_ANTMAZE),
     ("antmaze-*", YOUNG_GENG_ANTMAZE),
+    ("maze2d-*", CORL | {"target_gap": 5.0}),
     ("pointmaze-*", CORL | {"target_gap": 5.0}),  # CORL's maze2d
     ("pen-*", CORL_ADROIT),
     ("door-*", CORL_ADROIT),

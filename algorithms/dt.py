@@ -126,8 +126,8 @@ class Args:
     clip_norm: float = 0.25  # largest norm of an agent's gradient
 
 
-# Published settings: experiment.py of the authors, and configs/offline/dt/ of CORL for AntMaze.
-# The last row is ours.
+# Published settings: experiment.py of the authors, and configs/offline/dt/ of CORL @ eeeeef2 for
+# AntMaze, Adroit and Maze2D. The last row is ours.
 PLAY = {"targets": [1.0, 0.5], "return_scale": 1.0}
 DIVERSE = {"targets": [1.0, 0.5, 0.25, 0.125, 0.06, 0.03], "return_scale": 1.0}
 SETTINGS = [
@@ -136,6 +136,11 @@ SETTINGS = [
     ("walker2d-*", {"targets": [5000.0, 2500.0], "return_scale": 1000.0}),
     ("antmaze-*-diverse", DIVERSE),
     ("antmaze-*", PLAY),
+    ("pen-*", {"targets": [3100.0, 1550.0], "return_scale": 1.0}),
+    ("hammer-*", {"targets": [12800.0, 6400.0], "return_scale": 1.0}),
+    ("door-*", {"targets": [2900.0, 1450.0], "return_scale": 1.0}),
+    ("relocate-*", {"targets": [4300.0, 2150.0], "return_scale": 1.0}),
+    ("maze2d-*", {"targets": [280.0, 140.0], "return_scale": 1.0}),
     ("*", {"targets": [], "return_scale": 0.0}),
 ]
 

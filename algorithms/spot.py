@@ -122,8 +122,8 @@ class Args:
     hidden: int = 256  # hidden units of pi and Q
 
 
-# Published settings (configs/ of the authors' code; the last row: main.py). The first row applies
-# whose pattern matches the dataset.
+# Published settings (configs/ of the authors' code; Adroit: configs/finetune/spot of CORL @ eeeeef2;
+# the last row: main.py). The first row applies whose pattern matches the dataset.
 MUJOCO = {"actor_lr": 3e-4, "dropout": 0.1, "normalize": True, "online_discount": 0.99}
 ANTMAZE = {"actor_lr": 1e-4, "dropout": 0.0, "normalize": False, "online_discount": 0.99}
 SETTINGS = [
@@ -137,6 +137,10 @@ SETTINGS = [
     ("antmaze-medium-play", ANTMAZE | {"lambd": 0.05}),
     ("antmaze-medium*", ANTMAZE | {"lambd": 0.025}),
     ("antmaze-large*", ANTMAZE | {"lambd": 0.025, "online_discount": 0.995}),
+    ("pen-*", ANTMAZE | {"lambd": 1.0}),
+    ("hammer-*", ANTMAZE | {"lambd": 1.0}),
+    ("door-*", ANTMAZE | {"lambd": 1.0}),
+    ("relocate-*", ANTMAZE | {"lambd": 1.0}),
     ("*", MUJOCO | {"lambd": 1.0}),
 ]
 

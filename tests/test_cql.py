@@ -315,6 +315,7 @@ MUJOCO = (10.0, -1.0, False, 0, 3e-5, 3, 3, True, False)
         ("rebuilt/hopper/medium-100k-v0", "corl", (*MUJOCO[:-1], True)),
         ("antmaze-large-play-v2", None, (5.0, 0.8, True, 0, 1e-4, 3, 5, False, False)),
         ("D4RL/pen/human-v2", None, (1.0, -1.0, False, 0, 1e-4, 3, 3, True, False)),
+        ("maze2d-large-v1", None, (10.0, 5.0, False, 0, 3e-5, 3, 3, True, False)),
         ("D4RL/pointmaze/umaze-v2", None, (10.0, 5.0, False, 0, 3e-5, 3, 3, True, False)),
         ("hopper-medium-v2", "young-geng", (5.0, -1.0, False, 0, 3e-4, 2, 2, False, False)),
         ("antmaze-umaze-v2", "young-geng", (5.0, 0.2, True, 40_000, 1e-4, 2, 3, False, False)),

@@ -234,6 +234,11 @@ def test_targets_are_the_published_ones():
     assert targets("halfcheetah-medium-v2") == [12000, 6000]
     assert targets("walker2d-medium-replay-v2") == [5000, 2500]
     assert targets("antmaze-large-play-v2") == targets("antmaze-umaze-v2") == [1, 0.5]
+    assert targets("pen-cloned-v1") == [3100, 1550]
+    assert targets("hammer-human-v1") == [12800, 6400]
+    assert targets("door-expert-v1") == [2900, 1450]
+    assert targets("relocate-human-v1") == [4300, 2150]
+    assert targets("maze2d-umaze-v1") == [280, 140]
     assert targets("antmaze-umaze-diverse-v2") == [1, 0.5, 0.25, 0.125, 0.06, 0.03]
 
 

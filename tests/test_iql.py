@@ -25,6 +25,7 @@ from tests.helpers import (
 def make_agent(**options) -> iql.IQL:
     """Return two agents with small networks. Q' is another than Q."""
     settings = {"num_seeds": 2, "tau": 0.7, "beta": 3.0, "hidden": 16, "num_updates": 100}
+    settings["dropout"] = 0.0
     agent = iql.IQL(iql.Args(**settings | options), make_task(iql), "cpu")
     with torch.no_grad():
         for weight in agent.critic_target.parameters():
@@ -155,6 +156,7 @@ def trained_on_the_mdp(tau: float, beta: float) -> tuple[np.ndarray, np.ndarray]
     columns |= {"next_observations": states[s2], "terminals": s2 == 4}
     batch = {k: torch.tensor(np.stack([x, x]), dtype=torch.float32) for k, x in columns.items()}
     options = {"tau": tau, "beta": beta, "hidden": 32, "lr": 3e-3, "polyak": 0.05}
+    options["dropout"] = 0.0
     args = iql.Args(num_seeds=2, discount=GAMMA, num_updates=1000, **options)
     torch.manual_seed(0)
     agent = iql.IQL(args, make_task(iql, 4, 1), "cpu")
@@ -200,7 +202,8 @@ def prepared(rewards: list[list[float]], name: str) -> tuple:
     columns = {"observations": raw[:, None], "actions": raw[:, None], "rewards": raw.copy()}
     data = make_data(columns | {"next_valid": np.ones(len(raw))}, episode_end)
     task = make_task(iql, 1, 1, name=name)
-    found = iql.prepare_data(iql.Args(), data, task)["rewards"]
+    args = iql.apply_settings(iql.Args(env=name))
+    found = iql.prepare_data(args, data, task)["rewards"]
     scale = np.float32(task.reward_scale)
     np.testing.assert_array_equal(found, raw * scale + task.reward_shift)  # as those online
     return raw, found, task
@@ -217,6 +220,30 @@ def test_rewards_of_mazes_get_minus_one(name):
     raw, shifted, task = prepared([[0, 0, 1], [0, 0], [0]], name)
     np.testing.assert_array_equal(shifted, raw - 1)
     assert task.reward_scale == 1 and task.reward_shift == -1
+
+
+@pytest.mark.parametrize("name", ["pen-human-v1", "kitchen-partial-v0", "maze2d-umaze-v1"])
+def test_rewards_of_hands_the_kitchen_and_points_stay(name):
+    raw, same, _ = prepared([[1, 2], [7], [5]], name)
+    np.testing.assert_array_equal(same, raw)
+
+
+def test_dropout_acts_on_the_policy_while_it_trains_and_not_while_it_acts():
+    agent = make_agent(dropout=0.5)
+    obs = torch.randn(2, 6, 4)
+    with torch.no_grad():
+        assert not torch.equal(agent.policy(obs)[0], agent.policy(obs)[0])
+        dropped = (agent.policy.net[:3](obs) == 0).float().mean()
+        kept = (agent.policy.net[:2](obs) == 0).float().mean()
+        assert 0.1 < dropped - kept < 0.4  # half of those that are not 0 anyway
+        torch.manual_seed(0)
+        drawn = agent.explore(obs)
+        assert agent.policy.training
+        agent.eval()
+        mean, std = agent.policy(obs)
+        assert torch.equal(mean, agent.act(obs))
+        torch.manual_seed(0)
+        torch.testing.assert_close(drawn, mean + std * torch.randn_like(mean))
 
 
 def test_rewards_of_equal_episodes_stay():
@@ -249,18 +276,23 @@ def test_the_scale_is_the_authors_but_for_timeouts_and_the_unfinished_end():
 
 
 @pytest.mark.parametrize(
-    "name, tau, beta",
+    "name, tau, beta, dropout, scaled",
     [
-        ("hopper-medium-replay-v2", 0.7, 3.0),
-        ("rebuilt/walker2d/medium-v0", 0.7, 3.0),
-        ("antmaze-large-diverse-v2", 0.9, 10.0),
-        ("rebuilt/antmaze/umaze-v0", 0.9, 10.0),
-        ("Pendulum-v1", 0.7, 3.0),
+        ("hopper-medium-replay-v2", 0.7, 3.0, 0.0, True),
+        ("rebuilt/walker2d/medium-v0", 0.7, 3.0, 0.0, True),
+        ("antmaze-large-diverse-v2", 0.9, 10.0, 0.0, False),
+        ("rebuilt/antmaze/umaze-v0", 0.9, 10.0, 0.0, False),
+        ("pen-human-v1", 0.7, 0.5, 0.1, False),
+        ("D4RL/relocate/cloned-v2", 0.7, 0.5, 0.1, False),
+        ("kitchen-mixed-v0", 0.7, 0.5, 0.1, False),
+        ("maze2d-large-v1", 0.7, 3.0, 0.0, False),
+        ("Pendulum-v1", 0.7, 3.0, 0.0, True),
     ],
 )
-def test_settings_are_the_papers(name, tau, beta):
+def test_settings_are_the_papers(name, tau, beta, dropout, scaled):
     args = iql.apply_settings(iql.Args(env=name))
     assert (args.tau, args.beta) == (tau, beta)
+    assert (args.dropout, args.scale_rewards) == (dropout, scaled)
     assert iql.apply_settings(iql.Args(env=name, tau=0.8)).tau == 0.8
 
 

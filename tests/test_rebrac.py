@@ -284,6 +284,8 @@ def test_data_without_next_actions_are_refused():
         ("rebuilt/halfcheetah/medium-snapshot5-v0", 1024, 0.001, 0.01, 0.99),
         ("antmaze-umaze-v2", 256, 0.003, 0.002, 0.999),
         ("D4RL/pen/human-v2", 256, 0.1, 0.5, 0.99),
+        ("hammer-cloned-v1", 256, 0.1, 0.5, 0.99),
+        ("maze2d-medium-v1", 256, 0.003, 0.001, 0.99),
         ("Pendulum-v1", 1024, 0.01, 0.01, 0.99),
     ],
 )

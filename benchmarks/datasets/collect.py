@@ -227,7 +227,7 @@ def describe(args: Args, job: Job, episodes: list[dict]) -> dict:
     origin = "collected by SOLO"
     if args.recipe is not None:
         origin = "collected by D4RL's recipe (arXiv 2004.07219)"
-    description = f"{recipe.env_id}, {origin}: {job.policy}, float32, episodes cut after {longest} "
+    description = f"{job.spec.id}, {origin}: {job.policy}, float32, episodes cut after {longest} "
     description += f"transitions. {recipe.note}"
     if recipe.behavior == ("random",):
         algorithm = "uniform random"
@@ -344,7 +344,7 @@ def collect(args: Args) -> dict:
         print(summary(metadata, job.recipe, place))
         return metadata
 
-    print(f"{job.dataset_id}: {job.steps:,} transitions of {job.recipe.env_id}, {job.policy}")
+    print(f"{job.dataset_id}: {job.steps:,} transitions of {job.spec.id}, {job.policy}")
     sys.stdout.flush()
     episodes, cpu_seconds = simulate(
         job.behaviors, job.steps, args.seed, args.shard_steps, args.workers

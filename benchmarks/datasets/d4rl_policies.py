@@ -2,20 +2,22 @@
 
 D4RL's AntMaze data were all collected by one goal-reaching ant, which D4RL publishes beside its
 generation scripts. The authors of Deep OPE (arXiv 2103.16596) published snapshots of the SAC
-trainings that D4RL's Gym-MuJoCo data come from. Other programs fetch the files that they need; this
-command fetches them in advance, for a machine without a network. They are kept in $D4RL_POLICIES,
-or ~/.d4rl/policies.
+trainings that D4RL's Gym-MuJoCo data come from. The hands that made D4RL's Adroit experts are those
+of DAPG (arXiv 1709.10087). Other programs fetch the files that they need; this command fetches them
+in advance, for a machine without a network. They are kept in $D4RL_POLICIES, or ~/.d4rl/policies.
 
     python -m benchmarks.datasets.d4rl_policies                          # all
     python -m benchmarks.datasets.d4rl_policies ant_hierarch_pol.pkl     # this one
 
 All files are pickles, a format that may run anything when it is read. Here nothing that a file
 names is ever imported or called. The reader of the snapshots knows NumPy's array constructors and
-refuses every other name. The reader of the ant, a file of an old PyTorch that is full of objects
-of other packages, puts an empty object in the place of every name that it does not know.
+refuses every other name. The readers of the ant and of the hands, files of an old PyTorch that are
+full of objects of other packages, put an empty object in the place of every name that they do not
+know.
 
 Weights are float32 arrays, named as in `nn.Linear`, of a tanh-Gaussian policy with two hidden ReLU
-layers: fc0, fc1, last_fc (the mean) and last_fc_log_std, each with .weight (out, in) and .bias.
+layers: fc0, fc1, last_fc (the mean) and last_fc_log_std, each with .weight (out, in) and .bias. A
+hand has tanh layers, a mean that is not squashed, and a log_std (out,) instead of the fourth layer.
 """
 
 import hashlib
@@ -68,6 +70,28 @@ POLICIES = {
         "8d622f463f8c9128c11156c4d0be6577342c6b7ede2cfd319be64f2a36cd1155",
     ),
 }
+HAND_DAPG = (
+    "https://raw.githubusercontent.com/aravindr93/hand_dapg/"
+    "9a1de23df6574e1b94e1da742e3326eb1f61c013/dapg/policies/"
+)
+POLICIES |= {
+    "pen-v0.pickle": (
+        HAND_DAPG + "pen-v0.pickle",
+        "061dba4907a76b83139ae5a8d0809faa9774dd028d12ce869036b620bd728740",
+    ),
+    "hammer-v0.pickle": (
+        HAND_DAPG + "hammer-v0.pickle",
+        "14c6b603af09acf87247f8b45d58f9671790d8e4ca0c48c8db5e1f7c98126ef4",
+    ),
+    "door-v0.pickle": (
+        HAND_DAPG + "door-v0.pickle",
+        "288dd2131b905e40852d9eb032595bb9b3aa90b0502e9341e6b0e128b803478f",
+    ),
+    "relocate-v0.pickle": (
+        HAND_DAPG + "relocate-v0.pickle",
+        "41432c3125c97a8eb101d5d482f062b1f9bb72239a3abccae7428ef0e66413fc",
+    ),
+}
 LAYERS = ("fc0", "fc1", "last_fc", "last_fc_log_std")
 LARGEST = 2**24  # bytes of a policy file; the published ones have less than a million
 TORCH_MAGIC_NUMBER = 0x1950A86A20F9469CFC6C  # torch/serialization.py
@@ -116,7 +140,7 @@ def download(url: str) -> bytes:
 
 
 # --------------------------------------------------------------------------------------------------
-# The two readers
+# The readers
 # --------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +205,35 @@ class TorchUnpickler(pickle.Unpickler):
         return Empty  # ("module", class, file, its source text)
 
 
+def stored_numbers(content: bytes) -> np.ndarray:
+    """Return what torch.storage._load_from_bytes is given: numbers behind five pickles."""
+    file = io.BytesIO(content)
+    magic, _, _, _, keys = [TorchUnpickler(file).load() for _ in range(5)]
+    if magic != TORCH_MAGIC_NUMBER or len(keys) != 1:
+        raise ValueError("a storage is none of PyTorch's")
+    (size,) = struct.unpack("<q", file.read(8))
+    numbers = file.read()
+    return np.frombuffer(numbers, "<f4" if len(numbers) == 4 * size else "<f8", size)
+
+
+def attribute_name(owner, name: str) -> str:
+    """Return what getattr is given: the name of one of PyTorch's functions."""
+    return name
+
+
+class HandUnpickler(TorchUnpickler):
+    """Reads the hands, whose storages lie in the pickle itself, and which hold arrays, too."""
+
+    KNOWN = TorchUnpickler.KNOWN | {
+        "torch.storage._load_from_bytes": stored_numbers,
+        "builtins.getattr": attribute_name,
+        "numpy.core.multiarray._reconstruct": np._core.multiarray._reconstruct,
+        "numpy.core.multiarray.scalar": np._core.multiarray.scalar,
+        "numpy.ndarray": np.ndarray,
+        "numpy.dtype": np.dtype,
+    }
+
+
 def read_snapshot(path: Path) -> dict[str, np.ndarray]:
     """Return the weights of a snapshot in Deep OPE's format."""
     try:
@@ -221,6 +274,45 @@ def read_ant(path: Path) -> dict[str, np.ndarray]:
         sys.exit(f"{path} is not D4RL's goal-reaching ant: {error!r}")
 
 
+def read_hand(path: Path) -> dict[str, np.ndarray]:
+    """Return the weights of one of DAPG's hands (mjrl's gaussian_mlp.py and fc_network.py).
+
+    Its network shifts and scales observations and actions, which the first and the last layer do
+    here.
+    """
+    try:
+        hand = HandUnpickler(io.BytesIO(Path(path).read_bytes())).load().state
+        network = hand["model"].state
+        if network["nonlinearity"] != "tanh":
+            raise ValueError(f"its layers are of the kind {network['nonlinearity']}")
+        weights = {}
+        for name, layer in network["_modules"]["fc_layers"].state["_modules"].items():
+            name = LAYERS[int(name)]
+            for part, tensor in layer.state["_parameters"].items():
+                weights[f"{name}.{part}"] = numbers_of(tensor)
+        weights["fc0.weight"] = weights["fc0.weight"] / (numbers_of(network["in_scale"]) + 1e-8)
+        weights["fc0.bias"] -= weights["fc0.weight"] @ numbers_of(network["in_shift"])
+        scale = numbers_of(network["out_scale"])
+        weights["last_fc.weight"] = scale[:, None] * weights["last_fc.weight"]
+        weights["last_fc.bias"] = scale * weights["last_fc.bias"]
+        weights["last_fc.bias"] += numbers_of(network["out_shift"])
+        weights["log_std"] = numbers_of(hand["log_std_val"])
+        for key, array in weights.items():
+            if not np.isfinite(array).all():
+                raise ValueError(f"{key} is not finite")
+        return {key: array.astype(np.float32) for key, array in weights.items()}
+    except Exception as error:  # a damaged pickle raises nearly every type
+        sys.exit(f"{path} is none of DAPG's hands: {error!r}")
+
+
+def numbers_of(tensor) -> np.ndarray:
+    """Return an array, or a tensor's parts as one, in float64."""
+    if isinstance(tensor, tuple):
+        storage, *where = tensor
+        tensor = read_tensor({0: storage}, 0, *where)
+    return np.array(tensor, float)
+
+
 def read_tensor(storages: dict, key: str, start: int, shape: tuple, strides: tuple) -> np.ndarray:
     """Return a matrix or a vector that is stored row by row."""
     wanted = (shape[1], 1) if len(shape) == 2 else (1,)
@@ -258,8 +350,12 @@ def main() -> None:
             sys.exit(f"there is no policy {name}; there are {', '.join(POLICIES)}")
     for name in args.files:
         path = policy_file(name)
-        read = read_ant if name == "ant_hierarch_pol.pkl" else read_snapshot
-        weights = read(path)
+        if name.endswith(".pickle"):
+            weights = read_hand(path)
+        elif name == "ant_hierarch_pol.pkl":
+            weights = read_ant(path)
+        else:
+            weights = read_snapshot(path)
         obs_dim = weights["fc0.weight"].shape[1]
         print(f"{path}: {obs_dim} inputs, {len(weights['last_fc.bias'])} actions")
 

@@ -146,6 +146,11 @@ def load_behavior(
     run folder. A stage is (policy, end): the policy acts until the behaviour has made `end`
     transitions, or without limit if it is None.
     """
+    if source.startswith("dapg:"):
+        from benchmarks.datasets.hands import load_hand  # others do without PyTorch
+
+        policy, about = load_hand(source.removeprefix("dapg:"))
+        return [(policy, None)], about
     observation_space, action_space = spaces(env_id, discrete=True)
     obs_dim = observation_space.shape[0]
     discrete = isinstance(action_space, gym.spaces.Discrete)

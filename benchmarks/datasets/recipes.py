@@ -9,6 +9,7 @@ A recipe names its behaviour policies. Each collects an equal share, one after t
                          bundle of snapshots of one training, each of which acts for the steps for
                          which it stands
     d4rl:hopper_online_5 a snapshot of D4RL's own training, see d4rl_policies.py
+    dapg:pen             the policy that made D4RL's pen-expert, see hands.py
     maze                 a way through a maze from waypoint to waypoint, see mazes.py
 
 D4RL's recipes are d4rl/scripts/generation/mujoco/collect_data.py and stitch_dataset.py: actions are
@@ -122,6 +123,12 @@ def antmaze(kind: str) -> Recipe:
     return Recipe(f"antmaze/{kind}", env_id, ("maze",), 1_000_000, 0.0, 1.0, note=ANT)
 
 
+def adroit(hand: str, steps: int, ref_min: float, ref_max: float) -> Recipe:
+    """Return the recipe of one of D4RL's Adroit experts. Its returns are not published."""
+    env_id = f"benchmarks.datasets.hands:Adroit-{hand}-v1"
+    return Recipe(f"{hand}/expert", env_id, (f"dapg:{hand}",), steps, ref_min, ref_max)
+
+
 def pointmaze(kind: str, env_id: str, steps: int) -> Recipe:
     """Return the recipe of a set as Minari's D4RL/pointmaze. Its size is that of D4RL's maze2d."""
     return Recipe(f"pointmaze/{kind}", env_id, ("maze",), steps)
@@ -173,6 +180,10 @@ ALL_RECIPES = [
     antmaze("medium-diverse"),
     antmaze("large-play"),
     antmaze("large-diverse"),
+    adroit("pen", 500_000, 96.262799, 3076.8331018),
+    adroit("hammer", 1_000_000, -274.856578, 12794.1348252),
+    adroit("door", 1_000_000, -56.512833, 2880.5693087),
+    adroit("relocate", 1_000_000, -6.425911, 4233.8777977),
     pointmaze("umaze", "PointMaze_UMaze-v3", 1_000_000),
     pointmaze("umaze-noisy", "PointMaze_UMaze-v3", 1_000_000),
     pointmaze("medium", "PointMaze_Medium-v3", 2_000_000),

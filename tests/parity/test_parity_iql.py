@@ -77,7 +77,8 @@ def run_ours(case: dict, seeds: list[int]) -> dict:
     """Train agents on the recipes of these seeds. Return the numbers of the last of them."""
     with harness.default_dtype(case):
         online_steps = case["online_steps"] or 0
-        args = harness.make_args(iql, case | {"online_steps": online_steps}, num_seeds=len(seeds))
+        options = case | {"online_steps": online_steps, "dropout": 0.0}
+        args = harness.make_args(iql, options, num_seeds=len(seeds))
         task = harness.make_task(iql, obs_dim=case["obs_dim"], act_dim=case["act_dim"])
         agent = iql.IQL(args, task, "cpu")
         for n, seed in enumerate(seeds):
