@@ -175,6 +175,10 @@ def load_stages(
     """Return the stages of a behaviour of the recipe, and what is known of it."""
     if source == "maze":
         return load_maze_stages(recipe)
+    if source == "ball":
+        from benchmarks.datasets import balls  # other datasets do without PyTorch
+
+        return [Stage(functools.partial(balls.collect_shard, recipe.env_id), None)], balls.ABOUT
     stages = []
     policies, about = load_behavior(source, recipe.env_id, folder, noise)
     for policy, end in policies:

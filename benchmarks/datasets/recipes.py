@@ -11,6 +11,7 @@ A recipe names its behaviour policies. Each collects an equal share, one after t
     d4rl:hopper_online_5 a snapshot of D4RL's own training, see d4rl_policies.py
     dapg:pen             the policy that made D4RL's pen-expert, see hands.py
     maze                 a way through a maze from waypoint to waypoint, see mazes.py
+    ball                 the same in D4RL's own Maze2D, see balls.py
 
 D4RL's recipes are d4rl/scripts/generation/mujoco/collect_data.py and stitch_dataset.py: actions are
 sampled, `random` is action_space.sample(), and medium-expert is medium's file followed by expert's.
@@ -129,6 +130,12 @@ def adroit(hand: str, steps: int, ref_min: float, ref_max: float) -> Recipe:
     return Recipe(f"{hand}/expert", env_id, (f"dapg:{hand}",), steps, ref_min, ref_max)
 
 
+def maze2d(maze: str, steps: int, ref_min: float, ref_max: float) -> Recipe:
+    """Return the recipe of one of D4RL's Maze2D sets with sparse rewards."""
+    env_id = f"benchmarks.datasets.balls:Maze2D-{maze}-v1"
+    return Recipe(f"maze2d/{maze}", env_id, ("ball",), steps, ref_min, ref_max)
+
+
 def pointmaze(kind: str, env_id: str, steps: int) -> Recipe:
     """Return the recipe of a set as Minari's D4RL/pointmaze. Its size is that of D4RL's maze2d."""
     return Recipe(f"pointmaze/{kind}", env_id, ("maze",), steps)
@@ -184,6 +191,9 @@ ALL_RECIPES = [
     adroit("hammer", 1_000_000, -274.856578, 12794.1348252),
     adroit("door", 1_000_000, -56.512833, 2880.5693087),
     adroit("relocate", 1_000_000, -6.425911, 4233.8777977),
+    maze2d("umaze", 1_000_000, 23.85, 161.86),
+    maze2d("medium", 2_000_000, 13.13, 277.39),
+    maze2d("large", 4_000_000, 6.7, 273.99),
     pointmaze("umaze", "PointMaze_UMaze-v3", 1_000_000),
     pointmaze("umaze-noisy", "PointMaze_UMaze-v3", 1_000_000),
     pointmaze("medium", "PointMaze_Medium-v3", 2_000_000),
