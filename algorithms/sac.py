@@ -16,7 +16,7 @@ with an update after each step of pi. A time limit is no terminal state. D4RL's 
 such trainings. Offline, where `--env` is a dataset, it must fail, and that is why this file stands
 here. (1) asks Q for actions that the data lack, where Q is extrapolated, and (3) looks for those
 that Q overrates. Online, the next episode would try them and correct Q. Offline nothing does, and
-(1) feeds Q its own errors.
+(1) feeds Q its own errors. benchmarks/studies/dataset_size shows that more data are no cure.
 
 As in rlkit, D4RL's learner (github rail-berkeley/rlkit @ ac45a9d, sac.py):
 - All losses see the networks as they were before the update. Q' is a slowly moving copy of Q.

@@ -1,0 +1,3 @@
+from benchmarks.studies.constraint.study import main
+
+main()

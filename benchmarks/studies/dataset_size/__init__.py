@@ -1,0 +1,1 @@
+"""Does more data help SAC offline?"""

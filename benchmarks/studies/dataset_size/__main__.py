@@ -1,0 +1,3 @@
+from benchmarks.studies.dataset_size.study import main
+
+main()
