@@ -1,4 +1,4 @@
-"""Do Gymnasium's environments move as D4RL's did? Two checks, each of which prints a table.
+"""Do Gymnasium's environments move as D4RL's did? Three checks, each of which prints a table.
 
 Without options, snapshots of D4RL's own trainings act in Gymnasium's v4 and v5 environments, and
 their returns are set beside those that Deep OPE (arXiv 2103.16596) published from D4RL's
@@ -6,6 +6,12 @@ environments (gym on mujoco-py). If the physics carry over, v4 gives the publish
 
     python -m benchmarks.studies.physics.check_physics
     python -m benchmarks.studies.physics.check_physics --write benchmarks/studies/physics/README.md
+
+With --hands, the policies that made D4RL's Adroit experts act in Gymnasium-Robotics' hands (with
+D4RL's reward), and their returns are set beside those that score 100 in D4RL, which are these
+policies' own.
+
+    python -m benchmarks.studies.physics.check_physics --hands
 
 With --replay, a file in D4RL's layout holds for each step the simulator's state (infos/qpos,
 infos/qvel), the observation made of it, and the action. The state is put into the environment, the
@@ -18,6 +24,7 @@ it: an error says that the physics differ (or that the file's states do not belo
 
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import gymnasium as gym
@@ -30,7 +37,7 @@ from benchmarks.common import load_script, markdown_table, update_page
 from benchmarks.datasets.d4rl_policies import policy_file, read_snapshot
 from benchmarks.datasets.measure import measure
 from benchmarks.datasets.policies import SacPolicy
-from benchmarks.datasets.recipes import MUJOCO
+from benchmarks.datasets.recipes import MUJOCO, RECIPES
 from benchmarks.datasets.rollout import quiet, run_jobs
 
 # Environment; mean and deviation of the return (github google-research/deep_ope,
@@ -49,6 +56,8 @@ SEED = 6  # of the episodes
 
 @dataclass
 class Args:
+    hands: bool = False
+    """let DAPG's policies act in the Adroit tasks"""
     replay: Path | None = None
     """HDF5 file in D4RL's layout whose states and actions are replayed"""
     env_id: str | None = None
@@ -56,9 +65,9 @@ class Args:
     rows: int = 10_000
     """rows of the file that are replayed, evenly spread; all if it has fewer"""
     episodes: int = 50
-    """episodes of each snapshot in each environment, with sampled actions"""
+    """episodes of each policy in each environment, with sampled actions"""
     write: Path | None = None
-    """Markdown file whose table of snapshots is renewed, instead of printing it"""
+    """Markdown file whose table of policies is renewed, instead of printing it"""
     workers: int | None = None
     """processes that simulate (default: one per core)"""
 
@@ -73,8 +82,8 @@ def snapshots(episodes: int, workers: int | None) -> str:
     jobs = []
     for name, (env, _, _) in PUBLISHED.items():
         policy = SacPolicy(read_snapshot(policy_file(f"{name}.pkl")))
-        for version in ("v4", "v5"):
-            jobs.append((f"{env}-{version}", policy, [SEED], episodes))
+        for kind in ("v4", "v5"):
+            jobs.append((f"{env}-{kind}", policy, [SEED], episodes))
     scores = dict(run_jobs(measure, jobs, workers))
     rows = []
     for number, (name, (_, mean, std)) in enumerate(PUBLISHED.items()):
@@ -86,6 +95,29 @@ def snapshots(episodes: int, workers: int | None) -> str:
     return (
         f"{markdown_table(header, rows)}\n\n{episodes} episodes each, sampled actions, seed {SEED};"
         f" MuJoCo {mujoco.__version__}, Gymnasium {gym.__version__}."
+    )
+
+
+def hands(episodes: int, workers: int | None) -> str:
+    """Return the table of the hands' returns, beside D4RL's references."""
+    from benchmarks.datasets.hands import HANDS, load_hand  # other checks do without PyTorch
+
+    jobs = []
+    for hand in HANDS:
+        env_id = f"benchmarks.datasets.hands:Adroit-{hand}-v1"
+        jobs.append((env_id, load_hand(hand)[0], [SEED], episodes))
+    scores = dict(run_jobs(measure, jobs, workers))
+    rows = []
+    for number, hand in enumerate(HANDS):
+        score, published = scores[number], RECIPES[f"{hand}-expert"].ref_max
+        error = score.std / episodes**0.5
+        row = [hand, f"{score.mean:.0f} ± {error:.0f}", f"{score.length:.0f}"]
+        rows.append([*row, f"{published:.0f}", f"{score.mean / published:.3f}"])
+    header = ["policy", "return", "length", "D4RL's score of 100", "ours / D4RL's"]
+    return (
+        f"{markdown_table(header, rows)}\n\n{episodes} episodes each, sampled actions, seed {SEED};"
+        f" ± is the standard error. MuJoCo {mujoco.__version__}, Gymnasium {gym.__version__}, "
+        f"Gymnasium-Robotics {version('gymnasium-robotics')}."
     )
 
 
@@ -228,13 +260,13 @@ def main() -> None:
         except gym.error.Error as error:
             sys.exit(f"--env-id {env_id}: {error}")
         return
-    text = snapshots(args.episodes, args.workers)
+    check = hands if args.hands else snapshots
+    text = check(args.episodes, args.workers)
+    marker = "check_physics.py --hands" if args.hands else "check_physics.py"
     if args.write is None:
         print(text)
     else:
-        update_page(
-            args.write, "<!-- check_physics.py -->", "<!-- end of check_physics.py -->", text
-        )
+        update_page(args.write, f"<!-- {marker} -->", f"<!-- end of {marker} -->", text)
 
 
 if __name__ == "__main__":
