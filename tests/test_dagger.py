@@ -4,6 +4,7 @@ python -m pytest tests/test_dagger.py
 """
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import gymnasium as gym
@@ -95,6 +96,29 @@ def test_the_expert_acts_in_its_share_of_the_steps():
         assert share == 0.3 or acts.mean() == share
 
 
+def test_the_experts_share_follows_its_schedule():
+    linear = make_args(schedule="linear", beta_rounds=4)
+    found = [dagger.expert_share(linear, number) for number in range(6)]
+    assert found == [1, 0.75, 0.5, 0.25, 0, 0]
+    exponential = make_args(schedule="exponential", beta_decay=0.5)
+    found = [dagger.expert_share(exponential, number) for number in range(4)]
+    assert found == [1, 0.5, 0.25, 0.125]
+
+
+def test_batches_hold_the_dataset_and_the_agents_own_steps_each_equally_likely():
+    args = make_args(batch_size=40_000)
+    columns = {"observations": np.arange(4)[:, None]}
+    buffer = dagger.OnlineBuffer(dagger.ReplayBuffer(columns, args, torch.device("cpu")), 2, 8)
+    for k in range(4):
+        buffer.add({"observations": torch.tensor([[10.0 + k], [20.0 + k]])})
+    drawn = buffer.sample()["observations"].squeeze(-1)
+    for n in range(2):
+        values, counts = drawn[n].unique(return_counts=True)
+        own = [10 * (n + 1) + k for k in range(4)]
+        assert values.tolist() == [0, 1, 2, 3, *own]
+        np.testing.assert_allclose(counts, 5_000, atol=400)  # six standard deviations
+
+
 def test_the_loss_is_bcs_over_the_rows_that_are_in_the_data():
     torch.manual_seed(0)
     moments = {"obs_mean": [0.5, -1.0, 0.0, 2.0], "obs_std": [1.0, 0.5, 2.0, 1.5]}
@@ -121,6 +145,8 @@ def test_a_dataset_gives_states_and_the_expert_answers_in_them(tmp_path):
         columns["actions"], dagger.Expert(path, task)(data["observations"])
     )
     np.testing.assert_allclose(task.obs_mean, data["observations"].mean(0), rtol=1e-5)
+    np.testing.assert_allclose(task.obs_std, data["observations"].std(0) + 1e-3, rtol=1e-5)
+    np.testing.assert_array_equal(columns["timeouts"], np.zeros(9))  # the task ends all episodes
 
 
 # ---- A known answer ----
@@ -232,6 +258,8 @@ def test_rounds_add_states_that_happened_with_the_experts_answers(main, short_en
             by_expert.append(np.array_equal(step["actions"], step["taken_actions"]))
         shares = np.mean(by_expert[:40]), np.mean(by_expert[40:])
         assert shares == pytest.approx((0.75, 0.5), abs=0.2)
+        # The second round draws anew: where the expert acts in it, he did not always in the first.
+        assert not np.all(np.array(by_expert[:40])[by_expert[40:]])
     assert not torch.equal(*steps["observations"])
 
 
@@ -272,43 +300,65 @@ def test_with_a_human_only_what_he_does_is_added(main, short_env):
         np.testing.assert_array_equal(found["timeouts"][40:], ends[in_data])
 
 
-def test_the_human_of_a_run_takes_over_and_hands_back_as_stated(main, short_env):
+def test_the_human_of_a_run_takes_over_and_hands_back_as_stated(main, short_env, monkeypatch):
     """A run of one round tells by which weights the learner acts in the next one."""
     env_id = short_env("Hopper-v4")
-    words = ["--gate=human", "--take-over=0.8", "--hand-back=0.4", "--steps-per-round=200"]
+    words = ["--gate=human", "--take-over=0.8", "--hand-back=0.1", "--steps-per-round=200"]
     words += ["--lr=0.01"]
     before = run(main, env_id, *words, "--num-updates=10", run_dir="before", dims=(11, 3))
+    statistics = {}
+    collect = dagger.collect
+
+    def collect_and_keep(*args):
+        statistics.update(collect(*args))
+        return statistics
+
+    monkeypatch.setattr(dagger, "collect", collect_and_keep)
     run(main, env_id, *words, "--num-updates=20", dims=(11, 3))
     task = dagger.Task(**before["task"])
     agent = dagger.DAgger(dagger.Args(**before["args"]), task, "cpu")
     agent.load_state_dict(before["agent"])
     expert = dagger.Expert("expert.npz", task)
+    # The run's products of matrices round otherwise, and the hopper makes more of it.
+    close = {"rtol": 0.01, "atol": 0.01}
+    happened = Counter()
     for i in range(2):
         env = dagger.make_env(task)
-        obs, human, kept, between = dagger.reset_env(env, 3, i, 1, 0), False, [], []
+        obs, human = dagger.reset_env(env, 3, i, 1, 0), False
+        states, answers, falls, distances = [], [], [], []
         for k in range(1, 201):
             state = torch.tensor(obs, dtype=torch.float32).expand(2, 1, 11)
             learner, answer = agent.act(state)[i, 0].detach().numpy(), expert(obs)
-            distance = np.linalg.norm(learner - answer) / 3**0.5
-            if not human and distance > 0.8:
+            distances.append(np.linalg.norm(learner - answer) / 3**0.5)
+            if not human and distances[-1] > 0.8:
                 human = True
-            elif human and distance < 0.4:
+                happened["he takes over"] += 1
+            elif human and distances[-1] < 0.1:
                 human = False
-            if 0.4 < distance < 0.8:
-                between.append(human)
+                happened["he hands back"] += 1
+            elif not human and distances[-1] > 0.1:
+                happened["he only watches"] += 1
+            next_obs, _, terminated, truncated, _ = env.step(answer if human else learner)
             if human:
-                kept.append((obs, answer))
-            obs, _, terminated, truncated, _ = env.step(answer if human else learner)
+                states.append(obs)
+                answers.append(answer)
+                falls.append(terminated)
+                happened["he falls"] += terminated
+            obs = next_obs
             if terminated or truncated:
+                happened["he acts to the end"] += human
                 obs, human = dagger.reset_env(env, 3, i, 1, k), False
-        assert 20 < len(kept) < 180 and 5 < sum(between) < len(between) - 5
         found = columns_of(f"run/dataset-agent{i}.hdf5")
-        states, answers = zip(*kept, strict=True)
-        # The run's products of matrices round otherwise, and the hopper makes more of it.
-        close = {"rtol": 0.01, "atol": 0.01}
         np.testing.assert_allclose(found["observations"][200:], states, **close)
         np.testing.assert_allclose(found["actions"][200:], answers, **close)
         np.testing.assert_allclose(found["taken_actions"], found["actions"], **close)
+        np.testing.assert_array_equal(found["terminals"][200:], falls)
+        assert not (found["terminals"] * found["timeouts"]).any()
+        for name in ("share/expert_acts", "share/in_data"):
+            assert statistics[name][i].item() == pytest.approx(len(states) / 200)
+        error = np.mean(np.square(distances))
+        assert statistics["error/own_states"][i].item() == pytest.approx(error, rel=0.01)
+    assert len(happened) == 5 and min(happened.values()) >= 3, happened
 
 
 def test_a_run_that_is_stopped_ends_as_the_whole_one(main, short_env, monkeypatch):
