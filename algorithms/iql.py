@@ -122,13 +122,15 @@ class Args:
     hidden: int = 256  # hidden units of all networks
 
 
-# Published settings (configs/ and train_offline.py of the authors' code; Maze2D: CORL @ eeeeef2).
+# Published settings (configs/ and train_offline.py of the authors' code; fine-tuning of the hands
+# with binary rewards and Maze2D: configs of CORL @ eeeeef2).
 # The first row applies whose pattern matches the dataset.
 MUJOCO = {"tau": 0.7, "beta": 3.0, "dropout": 0.0, "scale_rewards": True}
 ANTMAZE = {"tau": 0.9, "beta": 10.0, "dropout": 0.0, "scale_rewards": False}
 HAND = {"tau": 0.7, "beta": 0.5, "dropout": 0.1, "scale_rewards": False}
 SETTINGS = [
     ("antmaze-*", ANTMAZE),
+    ("*-binary*", HAND | {"tau": 0.8, "beta": 3.0}),
     ("pen-*", HAND),
     ("hammer-*", HAND),
     ("door-*", HAND),
@@ -1322,6 +1324,9 @@ for maze, limit in (("umaze", 300), ("medium", 600), ("large", 800)):
     gym.register(f"Maze2D-{maze}-dense-v1", Maze2D, max_episode_steps=limit, kwargs=dense)
 for hand, limit in (("pen", 100), ("hammer", 200), ("door", 200), ("relocate", 200)):
     gym.register(f"Adroit-{hand}-v1", Adroit, max_episode_steps=limit, kwargs={"hand": hand})
+for hand, limit in (("pen", 100), ("door", 200), ("relocate", 200)):
+    binary = {"hand": hand, "binary": True}
+    gym.register(f"Adroit-{hand}-binary-v0", Adroit, max_episode_steps=limit, kwargs=binary)
 for kind, third in (("partial", "slide cabinet"), ("mixed", "bottom burner")):
     tasks = {"tasks": ["microwave", "kettle", third, "light switch"]}
     gym.register(f"Kitchen-{kind}-v0", Kitchen, max_episode_steps=280, kwargs=tasks)

@@ -122,8 +122,8 @@ class Args:
     hidden: int = 256  # hidden units of pi and Q
 
 
-# Published settings (configs/ of the authors' code; Adroit: configs/finetune/spot of CORL @ eeeeef2;
-# the last row: main.py). The first row applies whose pattern matches the dataset.
+# Published settings (configs/ of the authors' code; Adroit: configs/finetune/ of CORL @ eeeeef2; the
+# last row: main.py). The first row applies whose pattern matches the dataset.
 MUJOCO = {"actor_lr": 3e-4, "dropout": 0.1, "normalize": True, "online_discount": 0.99}
 ANTMAZE = {"actor_lr": 1e-4, "dropout": 0.0, "normalize": False, "online_discount": 0.99}
 SETTINGS = [
@@ -1389,6 +1389,9 @@ for maze, limit in (("umaze", 300), ("medium", 600), ("large", 800)):
     gym.register(f"Maze2D-{maze}-dense-v1", Maze2D, max_episode_steps=limit, kwargs=dense)
 for hand, limit in (("pen", 100), ("hammer", 200), ("door", 200), ("relocate", 200)):
     gym.register(f"Adroit-{hand}-v1", Adroit, max_episode_steps=limit, kwargs={"hand": hand})
+for hand, limit in (("pen", 100), ("door", 200), ("relocate", 200)):
+    binary = {"hand": hand, "binary": True}
+    gym.register(f"Adroit-{hand}-binary-v0", Adroit, max_episode_steps=limit, kwargs=binary)
 for kind, third in (("partial", "slide cabinet"), ("mixed", "bottom burner")):
     tasks = {"tasks": ["microwave", "kettle", third, "light switch"]}
     gym.register(f"Kitchen-{kind}-v0", Kitchen, max_episode_steps=280, kwargs=tasks)

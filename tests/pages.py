@@ -52,6 +52,8 @@ NOT_RUN = {
     "python -m benchmarks.speed.gpu": "it needs a GPU",
     "python -m benchmarks.scores.controls": "it needs other people's code",
     "python -m benchmarks.datasets.mazes": "it needs D4RL's ant",
+    "python -m benchmarks.datasets.collect pen-binary-expert": "it needs DAPG's hand",
+    "python algorithms/iql.py --env rebuilt/pen/binary-expert": "it needs that dataset",
     "python -m benchmarks.studies.physics.check_physics": "it needs D4RL's policies or files",
     "python benchmarks/": "an earlier program made this file or these rows",
 }
@@ -110,6 +112,7 @@ SHORTER = [
     (r"(guide beyond .*)", r"\1 --states 20"),
     (r"(guide terms .*)", r"\1 --episodes 1 --states 20"),
     (r"(datasets\.behavior_means.*)", r"\1 --episodes 1"),
+    (r"(datasets\.balls)$", r"\1 --episodes 2"),
     (
         r"(select_behavior runs.*) --replay-steps \d+(.*)",
         r"\1\2 --quick-episodes 1 --episodes 1 --finalists 2 --accept 1000",

@@ -285,6 +285,7 @@ def test_the_scale_is_the_authors_but_for_timeouts_and_the_unfinished_end():
         ("pen-human-v1", 0.7, 0.5, 0.1, False),
         ("D4RL/relocate/cloned-v2", 0.7, 0.5, 0.1, False),
         ("kitchen-mixed-v0", 0.7, 0.5, 0.1, False),
+        ("rebuilt/pen/binary-expert-10k-v0", 0.8, 3.0, 0.1, False),
         ("maze2d-large-v1", 0.7, 3.0, 0.0, False),
         ("Pendulum-v1", 0.7, 3.0, 0.0, True),
     ],

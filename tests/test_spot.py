@@ -270,7 +270,9 @@ MUJOCO, ANTMAZE = (3e-4, 0.1, True, 0.99), (1e-4, 0.0, False, 0.99)
         ("rebuilt/antmaze/medium-play-v0", 0.05, ANTMAZE),
         ("antmaze-medium-diverse-v2", 0.025, ANTMAZE),
         ("antmaze-large-play-v2", 0.025, (*ANTMAZE[:3], 0.995)),
-        ("D4RL/pen/human-v2", 1.0, MUJOCO),
+        ("D4RL/pen/human-v2", 1.0, ANTMAZE),
+        ("door-cloned-v1", 1.0, ANTMAZE),
+        ("maze2d-umaze-v1", 1.0, MUJOCO),
     ],
 )
 def test_a_dataset_gets_its_published_settings(env, lambd, rest):

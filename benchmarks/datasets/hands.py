@@ -16,9 +16,10 @@ from benchmarks.datasets.policies import layer
 
 Adroit = load_script("por").Adroit  # datasets name this class as their environment's
 HANDS = ("pen", "hammer", "door", "relocate")
-for _hand in HANDS:
-    # Scripts register the class itself, which cannot be written into a file.
-    gym.spec(f"Adroit-{_hand}-v1").entry_point = f"{__name__}:Adroit"
+for _env_id, _spec in gym.registry.items():
+    if _env_id.startswith("Adroit-"):
+        # Scripts register the class itself, which cannot be written into a file.
+        _spec.entry_point = f"{__name__}:Adroit"
 
 
 class HandPolicy:

@@ -130,6 +130,12 @@ def adroit(hand: str, steps: int, ref_min: float, ref_max: float) -> Recipe:
     return Recipe(f"{hand}/expert", env_id, (f"dapg:{hand}",), steps, ref_min, ref_max)
 
 
+def adroit_binary(hand: str) -> Recipe:
+    """Return the recipe of the same with a reward of 0 after success, and -1 before."""
+    env_id = f"benchmarks.datasets.hands:Adroit-{hand}-binary-v0"
+    return Recipe(f"{hand}/binary-expert", env_id, (f"dapg:{hand}",), 100_000)
+
+
 def maze2d(maze: str, steps: int, ref_min: float, ref_max: float) -> Recipe:
     """Return the recipe of one of D4RL's Maze2D sets with sparse rewards."""
     env_id = f"benchmarks.datasets.balls:Maze2D-{maze}-v1"
@@ -191,6 +197,9 @@ ALL_RECIPES = [
     adroit("hammer", 1_000_000, -274.856578, 12794.1348252),
     adroit("door", 1_000_000, -56.512833, 2880.5693087),
     adroit("relocate", 1_000_000, -6.425911, 4233.8777977),
+    adroit_binary("pen"),
+    adroit_binary("door"),
+    adroit_binary("relocate"),
     maze2d("umaze", 1_000_000, 23.85, 161.86),
     maze2d("medium", 2_000_000, 13.13, 277.39),
     maze2d("large", 4_000_000, 6.7, 273.99),
