@@ -122,8 +122,8 @@ class Args:
     hidden: int = 256  # hidden units of pi and Q
 
 
-# Published settings (configs/ of the authors' code; Adroit: configs/finetune/ of CORL @ eeeeef2; the
-# last row: main.py). The first row applies whose pattern matches the dataset.
+# Published settings (configs/ of the authors' code; Adroit: CORL @ eeeeef2; the last row: main.py).
+# The first row applies whose pattern matches the dataset.
 MUJOCO = {"actor_lr": 3e-4, "dropout": 0.1, "normalize": True, "online_discount": 0.99}
 ANTMAZE = {"actor_lr": 1e-4, "dropout": 0.0, "normalize": False, "online_discount": 0.99}
 SETTINGS = [
