@@ -45,6 +45,76 @@ def test_the_exponents_are_those_of_the_theory():
     assert found["DAgger"]["exponent"]["mean"] == pytest.approx(1, abs=0.25)
 
 
+def straight(monkeypatch) -> None:
+    """Let the track have no bend."""
+    monkeypatch.setattr(study, "curvature", np.zeros_like)
+
+
+def test_the_track_closes_and_is_an_oval():
+    places = np.array([0, study.LAP - 1e-9, study.LAP / 4, study.LAP / 2, 3 * study.LAP / 4])
+    begin, end, right, top, left = study.on_the_map(places, np.zeros(5)).T
+    np.testing.assert_allclose(begin, end, atol=0.05)
+    np.testing.assert_allclose(begin + top, right + left, atol=0.05)  # the same centre
+    # The sides lie to the left and to the right of the way, which begins along x.
+    np.testing.assert_allclose(study.on_the_map(0.0, 0.5), [0, 0.5], atol=1e-6)
+
+
+def test_an_expert_without_an_error_stays_in_the_middle():
+    rng = np.random.default_rng(0)
+    seen, places, off = study.drive(study.steer_as_expert, (2, 3), rng, 0, False)
+    assert seen.shape == (2, 3, study.CAR_STEPS, 3) and not off.any()
+    np.testing.assert_allclose(seen[..., :2], 0, atol=1e-9)
+    # Two laps: each car ends a step before its beginning.
+    gaps = (places[..., 0] - places[..., -1]) % study.LAP
+    np.testing.assert_allclose(gaps, study.WAY)
+
+
+def test_an_error_that_nobody_corrects_grows_as_the_square_of_time(monkeypatch):
+    straight(monkeypatch)
+    rng = np.random.default_rng(0)
+    seen, places, off = study.drive(lambda seen: 2 * seen[..., 2], (1, 9), rng, 0.005, False)
+    distance = np.abs(seen[0, :, :, 0])
+    t = np.arange(1, 30)
+    # The angle grows by 0.5 * 0.005 a step, and the distance by 0.5 times the sum of the angles.
+    expected = 0.5 * 0.5 * 0.005 * t * (t - 1) / 2
+    np.testing.assert_allclose(distance[:, t], np.tile(expected, (9, 1)), rtol=1e-3)
+    assert off.all() and np.all(distance[:, -1] == study.WIDTH)
+    assert {-1, 1} == set(np.sign(seen[0, :, -1, 0]))
+    assert np.all(places[..., -1] == places[..., -100])  # they stay where they left the track
+
+
+def test_the_expert_stays_where_its_steering_makes_up_for_the_error(monkeypatch):
+    straight(monkeypatch)
+    rng = np.random.default_rng(0)
+    seen, _, off = study.drive(study.steer_as_expert, (1, 9), rng, 0.005, False)
+    np.testing.assert_allclose(np.abs(seen[0, :, -1, 0]), 0.005 / 0.15, rtol=1e-3)
+    assert not off.any()
+
+
+def test_cars_of_the_data_are_put_back_to_the_middle(monkeypatch):
+    straight(monkeypatch)
+    rng = np.random.default_rng(0)
+    seen, places, off = study.drive(lambda seen: 2 * seen[..., 2], (1, 3), rng, 0.005, True)
+    distance = np.abs(seen[0, :, :, 0])
+    assert off.all() and distance.max() <= study.WIDTH
+    back = np.flatnonzero(np.diff(distance[0]) < -0.5) + 1
+    assert len(back) >= 3 and np.all(seen[0, 0, back, :2] == 0)
+    assert np.all(places[0, 0, 1:] != places[0, 0, :-1])
+
+
+def test_cloning_leaves_the_track_and_dagger_does_not():
+    found, ways = study.study_car(study.Args(num_seeds=3, num_updates=600))
+    for name in ("cloning", "cloning, ten times the data"):
+        assert found[name]["error"]["mean"] < 0.01
+        assert found[name]["stays"]["mean"] < 0.7
+        assert found[name]["distances"][80]["mean"] > 0.3
+    for name in ("DAgger", "the expert"):
+        assert found[name]["stays"]["mean"] == 1
+        assert found[name]["distances"][240]["mean"] < 0.1
+    assert found["the expert"]["error"]["mean"] == 0
+    assert ways["cloning"]["side"].shape == (study.TEST_CARS, study.CAR_STEPS)
+
+
 def test_a_table_that_always_goes_left_finds_half_of_the_doors():
     counts = np.zeros((2 * study.DOOR + 1, 3, 2))
     counts[:, :, 0] = 1
@@ -86,8 +156,10 @@ def test_the_command_stores_numbers_and_a_picture(monkeypatch, tmp_path, capsys)
     study.main()
     found = json.loads((tmp_path / "out" / "result.json").read_text())
     assert set(found["modes"]) == set(study.POLICIES)
-    assert (tmp_path / "out" / "imitation.png").stat().st_size > 10_000
+    for name in ("imitation.png", "car.png"):
+        assert (tmp_path / "out" / name).stat().st_size > 10_000
     assert "| DAgger with a memory |" in page.read_text()
+    assert "| cloning, ten times the data |" in page.read_text()
     assert "grows as H" in capsys.readouterr().out
 
 
