@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks import plot
 from benchmarks.common import ALGORITHMS, LOOKS, algorithm_name, markdown_table, mean_and_spread
-from benchmarks.scores.reading import Row
+from benchmarks.scores.reading import Row, of_first_targets
 
 DATASETS = (
     "rebuilt/hopper/medium-snapshot5-v0",
@@ -31,7 +31,7 @@ def board_rows(rows: list[Row], updates: int) -> list[Row]:
     """Return the rows of the board: today's runs of ours, offline, of two seeds or more."""
     return [
         row
-        for row in rows
+        for row in of_first_targets(rows)
         if row.dataset in DATASETS
         and row.updates == updates
         and row.phase != "online"
@@ -115,6 +115,12 @@ def board_text(rows: list[Row]) -> str:
         if not board_rows(rows, updates):
             continue
         parts += [f"### After {updates:,} updates", board_table(rows, updates)]
+        asked = {row.label for row in board_rows(rows, updates) if row.target is not None}
+        if asked:
+            parts.append(
+                f"{' and '.join(sorted(asked))}: asked for the first of their targets, which are "
+                "stated before the run. The tables below have all of them."
+            )
     if not parts:
         return "There are no results yet."
     parts.append(missing(rows, UPDATES[0]))
@@ -126,12 +132,13 @@ def board_csv(rows: list[Row]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     header = ["algorithm", "script", "dataset", "updates", "seeds", "mean", "std", "scores"]
-    writer.writerow([*header, "behaviour_policy", "file"])
+    writer.writerow([*header, "target", "behaviour_policy", "file"])
     for updates in UPDATES:
         for row in board_rows(rows, updates):
             scores = " ".join(f"{score:.3f}" for score in row.final)
             level = "" if row.level is None else f"{row.level:.3f}"
             cells = [row.label, row.script, row.dataset, row.updates, row.seeds]
-            cells += [f"{row.final.mean():.3f}", f"{row.final.std():.3f}", scores, level]
+            target = "" if row.target is None else f"{row.target:g}"
+            cells += [f"{row.final.mean():.3f}", f"{row.final.std():.3f}", scores, target, level]
             writer.writerow([*cells, "/".join(row.file.parts[-2:])])
     return file.getvalue()

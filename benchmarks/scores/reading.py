@@ -35,6 +35,8 @@ CIRCUMSTANCES = {
     "device",
     "execution",
 }
+# Settings in whose place a script puts numbers of the data, if they have these values.
+FROM_DATA = {"targets": [], "return_scale": 0.0}
 GROUPS = {  # Task.source: origin of the data
     "D4RL file": "D4RL's own data",
     "rebuilt": "Rebuilt data",
@@ -86,10 +88,12 @@ def read_result(path: Path) -> dict:
             result["final"].setdefault("phase", "train")
         for evaluation in result["evaluations"]:
             evaluation.setdefault("phase", "train")
-            scores = np.array(evaluation["scores"], float)
-            returns = np.array(evaluation["returns"], float)
-            if scores.shape != (result["args"]["num_seeds"],) or returns.shape != scores.shape:
-                raise ValueError(f"{scores.size} scores at update {evaluation['update']}")
+            for numbers in (evaluation, *evaluation.get("targets", [])):
+                scores = np.array(numbers["scores"], float)
+                returns = np.array(numbers["returns"], float)
+                if scores.shape != (result["args"]["num_seeds"],) or returns.shape != scores.shape:
+                    raise ValueError(f"{scores.size} scores at update {evaluation['update']}")
+            targets_of(evaluation)
         needed = ("script", "step", "finished", "final", "commits", "device", "versions")
         needed_of_task = (
             "name",
@@ -121,6 +125,11 @@ def phases(result: dict) -> dict[str, list[dict]]:
     return parts
 
 
+def targets_of(evaluation: dict) -> list[float]:
+    """Return the returns that the policy was asked for; none if its algorithm asks for none."""
+    return [numbers["target"] for numbers in evaluation.get("targets", [])]
+
+
 def normalized(task: dict, returns) -> np.ndarray:
     """Return D4RL's scores, or the returns where there are no reference returns."""
     returns = np.asarray(returns, float)
@@ -138,11 +147,7 @@ def complaints(result: dict) -> list[str]:
     if result["final"] != evaluations[-1]:
         found.append("its final evaluation is not the last one")
     for evaluation in evaluations:
-        wanted = normalized(result["task"], evaluation["returns"])
-        if not np.allclose(evaluation["scores"], wanted, rtol=1e-6, atol=1e-6):
-            found.append(
-                f"the scores at update {evaluation['update']} do not follow from the returns"
-            )
+        found += complaints_about_scores(result, evaluation)
     for phase, part in phases(result).items():
         updates = [evaluation["update"] for evaluation in part]
         wanted = evaluated_at(result, phase)
@@ -152,6 +157,22 @@ def complaints(result: dict) -> list[str]:
             found.append(
                 f"the last evaluation of phase {phase} has {part[-1]['episodes']} episodes"
             )
+    return found
+
+
+def complaints_about_scores(result: dict, evaluation: dict) -> list[str]:
+    """Return what contradicts itself in one evaluation."""
+    where = f"at update {evaluation['update']}"
+    targets = evaluation.get("targets", [])
+    found = []
+    for numbers in (evaluation, *targets):
+        wanted = normalized(result["task"], numbers["returns"])
+        if not np.allclose(numbers["scores"], wanted, rtol=1e-6, atol=1e-6):
+            found.append(f"the scores {where} do not follow from the returns")
+    if targets_of(evaluation) != result["args"].get("targets", []):
+        found.append(f"other returns than --targets were asked for {where}")
+    elif targets and targets[0]["scores"] != evaluation["scores"]:
+        found.append(f"the scores {where} are not those of the first target")
     return found
 
 
@@ -185,7 +206,10 @@ def changed_options(module: ModuleType, args: dict) -> tuple[list[str], dict]:
     changed = {
         key: value
         for key, value in args.items()
-        if key in usual and key not in CIRCUMSTANCES and value != usual[key]
+        if key in usual
+        and key not in CIRCUMSTANCES
+        and value != usual[key]
+        and not (key in FROM_DATA and usual[key] == FROM_DATA[key])
     }
     told = []
     for name, varies in choices_of(module).items():
@@ -295,6 +319,9 @@ class Row:
     variant: str = ""  # algorithm and choices, without numbers that were set by hand
     schedule: int | None = None  # length of the schedule of learning rates, if there is one
     control: dict = field(default_factory=dict)  # whose code it is, if it is not ours
+    target: float | None = None  # return that the policy was asked for, if it is asked for one
+    target_number: int = 0  # its place among those of the run
+    plain_label: str = ""  # the label without the target
 
     @property
     def dataset(self) -> str:
@@ -339,7 +366,12 @@ class Row:
 
     @property
     def paper_name(self) -> str:
-        """Return the algorithm's name in paper_scores.csv."""
+        """Return the algorithm's name in paper_scores.csv.
+
+        Later targets have none, because the best of several would be chosen by its score.
+        """
+        if self.target_number > 0:
+            return ""
         fraction = self.args.get("top_fraction", 1)
         if self.script == "bc" and fraction != 1:
             return f"bc_{100 * fraction:g}"
@@ -365,8 +397,11 @@ class Row:
         """Return what others published on the way of offline training.
 
         On D4RL's own data that is for the same version of the file, on rebuilt data for all
-        versions of their namesake. Other data have no namesake.
+        versions of their namesake. Other data have no namesake. Only the first of several targets
+        has a published curve.
         """
+        if self.target_number > 0:
+            return []
         if self.paper_stage not in ("offline", "before") or not self.scored or self.control:
             return []
         if self.group not in ("D4RL's own data", "Rebuilt data"):
@@ -391,7 +426,8 @@ class Row:
         alike = ("variant", "dataset", "phase", "updates")
         same = all(getattr(self, key) == getattr(other, key) for key in alike)
         length = self.schedule in (None, other.schedule)
-        return bool(self.control) and not other.control and same and length
+        ours = not other.control and other.target_number == 0
+        return bool(self.control) and ours and same and length
 
     @property
     def precision(self) -> str:
@@ -441,6 +477,7 @@ def labelled_rows(path: Path, result: dict) -> list[Row]:
     told, changed = changed_options(module, result["args"])
     name = algorithm_name(result["script"])
     others = dict(changed)
+    targets = others.pop("targets", None)  # each row tells its own
     if result["script"] == "bc" and "top_fraction" in others:
         name = f"{100 * others.pop('top_fraction'):g}% BC"
     words = list(told)
@@ -453,6 +490,8 @@ def labelled_rows(path: Path, result: dict) -> list[Row]:
     if "control" in result:
         label = control_label(result["control"], told)
     deviations = others | foreign_choices(module, result["args"])
+    if targets is not None:
+        deviations["targets"] = targets
     rows = make_rows(path, result, label, deviations)
     for row in rows:
         row.variant = f"{name} ({', '.join(told)})" if told else name
@@ -461,7 +500,43 @@ def labelled_rows(path: Path, result: dict) -> list[Row]:
             row.label += ", before online steps"
         if row.paper_stage == "after" and result["args"]["num_updates"] < PUBLISHED_UPDATES:
             row.deviations["offline updates"] = result["args"]["num_updates"]
-    return rows
+        row.plain_label = row.label
+    return [part for row in rows for part in rows_of_targets(row, result)]
+
+
+def rows_of_targets(row: Row, result: dict) -> list[Row]:
+    """Return a row for every return that the policy was asked for, or the row itself.
+
+    A single target is told only if it was set by hand.
+    """
+    evaluations = phases(result)[row.phase]
+    rows = []
+    for i, target in enumerate(targets_of(evaluations[-1])):
+        curve = [evaluation["targets"][i]["scores"] for evaluation in evaluations]
+        part = replace(row, target=target, target_number=i, curve=np.array(curve, float))
+        rows.append(part)
+    by_hand = "targets" in row.deviations
+    if len(rows) > 1 or by_hand:
+        for part in rows:
+            part.label = with_word(row.label, f"target {part.target:g}")
+            if by_hand:
+                part.plain_label = rows[0].label
+    return rows or [row]
+
+
+def with_word(label: str, word: str) -> str:
+    """Return 'DT (context 5, target 3600)' for 'DT (context 5)' and 'target 3600'."""
+    if label.endswith(")"):
+        return f"{label[:-1]}, {word})"
+    return f"{label} ({word})"
+
+
+def of_first_targets(rows: list[Row]) -> list[Row]:
+    """Return the rows by which algorithms are compared: of several targets the first one.
+
+    Labels tell it only if it was set by hand, so that an algorithm has one label on all datasets.
+    """
+    return [replace(row, label=row.plain_label) for row in rows if row.target_number == 0]
 
 
 def control_label(control: dict, told: list[str]) -> str:
@@ -474,12 +549,13 @@ def in_order(rows: list[Row]) -> list[Row]:
     """Sort rows for a table. A control stands directly below the row of ours beside which it is."""
 
     def place(row: Row) -> tuple:
-        label = row.label
+        label = row.plain_label
         if row.control:
             partners = [other for other in rows if row.stands_beside(other)]
-            label = partners[0].label if partners else row.variant
+            label = partners[0].plain_label if partners else row.variant
         is_control = bool(row.control)
-        return row.phase == "online", row.dataset, row.updates, label, is_control, row.label
+        place_of_run = row.phase == "online", row.dataset, row.updates, label, is_control
+        return *place_of_run, row.plain_label, row.target_number
 
     return sorted(rows, key=place)
 

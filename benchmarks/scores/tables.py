@@ -44,7 +44,7 @@ from benchmarks.common import (
 )
 from benchmarks.scores.board import board_csv, board_text
 from benchmarks.scores.online import is_from_scratch
-from benchmarks.scores.reading import Row, read_results
+from benchmarks.scores.reading import Row, of_first_targets, read_results
 
 matplotlib.use("Agg")
 
@@ -80,6 +80,11 @@ GROUPS = {
 FIRST_CASTING = (
     "These runs were made by an earlier form of the scripts, some of them with bf16 products. A "
     "row leaves this part when its run has been repeated."
+)
+ASKED = (
+    "Where a policy is asked for a return, it has a row for each target, in the order of its "
+    "settings. Means, curves and comparisons with others have the first one, which is stated "
+    "before the run."
 )
 
 
@@ -221,7 +226,7 @@ def comparable_sets(rows: list[Row]) -> list[tuple[str, str, list[Row]]]:
     together, even if these have different labels, as POR's two guides have.
     """
     sets = {}
-    rows = [row for row in rows if row.scored and not row.control]
+    rows = [row for row in of_first_targets(rows) if row.scored and not row.control]
     for row in rows:
         name = suite(row.dataset)
         sets.setdefault((name, row.label), []).append(row)
@@ -280,8 +285,8 @@ def score_table(section: Section, targets: dict) -> str:
 
 
 def published_cell(row: Row) -> str:
-    """Return what others published for as many updates. A control is no run of ours."""
-    if row.control:
+    """Return what others published for as many updates, beside runs of ours and first targets."""
+    if row.control or row.target_number > 0:
         return "-"
     return "<br>".join(str(point) for point in row.published) or "none"
 
@@ -316,6 +321,8 @@ def section_text(section: Section, targets: dict) -> str:
         f"Environments: {', '.join(environments)}. Versions: {', '.join(sorted(versions))}.",
         score_table(section, targets),
     ]
+    if any(row.target_number > 0 for row in section.rows):
+        parts.append(ASKED)
     for row in section.rows:
         if row.control:
             command = f"`{row.control['command']}`"
@@ -344,7 +351,7 @@ def page_text(sections: list[Section], targets: dict) -> str:
 def readme_rows(rows: list[Row]) -> list[Row]:
     """Return the rows of the small table: runs of today's scripts, one dataset after the other."""
     chosen = []
-    for row in rows:
+    for row in of_first_targets(rows):
         ours_today = not (row.first_casting or row.control or row.phase == "online")
         known = row.dataset in README_DATASETS and row.updates == README_UPDATES
         if ours_today and known and row.seeds > 1:
@@ -383,6 +390,8 @@ def readme_text(rows: list[Row]) -> str:
         "deviation over seeds. The data were rebuilt by D4RL's recipe and are not D4RL's files. So "
         "the papers' final scores are no targets here."
     )
+    if any(row.target is not None for row in chosen):
+        note += " A policy that is asked for a return is asked for the first one of its settings."
     if any(row.published for row in chosen):
         note += (
             " *Published* is what others' code reached on D4RL's file of that name and version "
@@ -465,7 +474,7 @@ def make_figures(rows: list[Row], sections: list[Section], targets: dict) -> dic
         if section.first_casting:
             title += " (first casting)"
         draws = {
-            "curves": partial(plot.draw, section.ours, title),
+            "curves": partial(plot.draw, of_first_targets(section.ours), title),
             "scores": partial(draw_scores, section.ours, targets, title),
         }
         papers = [find_target(targets, row, "paper") for row in section.ours]

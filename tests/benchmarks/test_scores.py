@@ -214,6 +214,143 @@ def test_every_script_s_defaults_are_no_deviation():
         assert reading.changed_options(module, args)[1] == {}
 
 
+# ---- Returns that a policy is asked for ----
+
+
+def ask(result: dict, *targets: float) -> dict:
+    """Return the result of a policy that reaches 10 less with each further target."""
+    for evaluation in result["evaluations"]:
+        evaluation["targets"] = []
+        for i, target in enumerate(targets):
+            scores = np.array(evaluation["scores"]) - 10 * i
+            returns = scores
+            if result["task"]["ref_min"] is not None:
+                width = result["task"]["ref_max"] - result["task"]["ref_min"]
+                returns = result["task"]["ref_min"] + width * scores / 100
+            numbers = {"target": target, "returns": returns.tolist(), "scores": scores.tolist()}
+            evaluation["targets"].append(numbers)
+    result["args"] |= {"targets": list(targets)}
+    return result
+
+
+def make_asked(script: str = "dt", env: str = HOPPER, targets=(3600.0, 1800.0), **options) -> dict:
+    """Return a result of DT or RvS with the settings of its dataset. Its last scores are near 50.
+
+    Options are those of make_result(), or the script's own.
+    """
+    module = load_script(script)
+    settings = vars(module.apply_settings(module.Args(env=env)))
+    own = ("return_scale", "outcome", "hidden", "lr", "context", "batch_size")
+    known = {key: settings[key] for key in own if key in settings}
+    # SAC's result has no settings that these scripts lack.
+    result = make_result("sac", env, **known | options) | {"script": script}
+    return ask(result, *targets)
+
+
+def rows_of(result: dict, folder: Path) -> list[reading.Row]:
+    path = put(folder, "a/only", result)
+    return reading.in_order(reading.labelled_rows(path, reading.read_result(path)))
+
+
+def test_every_target_has_a_row(folder):
+    result = make_asked(scores=(50.0, 52.0, 54.0))
+    assert reading.complaints(result) == []
+    first, second = rows_of(result, folder)
+    assert (first.label, second.label) == ("DT (target 3600)", "DT (target 1800)")
+    assert (first.target, second.target) == (3600, 1800)
+    assert first.final.tolist() == [50, 52, 54] and second.final.tolist() == [40, 42, 44]
+    np.testing.assert_allclose(second.curve, first.curve - 10)
+    assert first.deviations == second.deviations == {}
+
+
+def test_a_target_stands_behind_what_was_set_by_hand(folder):
+    targets = load_script("rvs").HOPPER["targets"]
+    rows = rows_of(make_asked("rvs", targets=targets, batch_size=1024), folder)
+    assert len(rows) == 10
+    assert rows[0].label == "RvS (return, batch size 1024, target 3234.3)"
+    assert rows[1].label == "RvS (return, batch size 1024, target 956.1)"
+    assert rows[1].deviations == {"batch_size": 1024}
+
+
+@pytest.mark.parametrize("script", ["dt", "rvs"])
+def test_numbers_of_the_data_are_not_set_by_hand(folder, script):
+    """Where nothing is published, the script asks for the best and the mean return of the data."""
+    result = make_asked(script, "Pendulum-v1", (-120.5, -900.25), scored=False)
+    if script == "dt":
+        result["args"]["return_scale"] = 1234.5
+    name = {"dt": "DT (", "rvs": "RvS (return, "}[script]
+    rows = rows_of(result, folder)
+    assert [row.label for row in rows] == [f"{name}target -120.5)", f"{name}target -900.25)"]
+    assert rows[0].deviations == {}
+    if script == "dt":  # where a scale is published, it is
+        result = make_asked(return_scale=500.0)
+        assert rows_of(result, folder)[0].label == "DT (return scale 500.0, target 3600)"
+
+
+def test_targets_that_were_set_by_hand_are_no_published_setting(folder):
+    (row,) = rows_of(make_asked(targets=(3000.0,)), folder)
+    assert (row.label, row.plain_label) == ("DT (target 3000)", "DT (target 3000)")
+    assert row.deviations == {"targets": [3000.0]}
+
+
+def test_a_goal_is_no_target_that_a_label_tells(folder):
+    (row,) = rows_of(make_asked("rvs", "rebuilt/antmaze/umaze-v0", (1.0,)), folder)
+    assert (row.label, row.target) == ("RvS (goal)", 1)
+
+
+@pytest.mark.parametrize(
+    "where, value, words",
+    [
+        (("evaluations", 3, "targets", 1, "scores", 0), 51.0, "do not follow from the returns"),
+        (("evaluations", 3, "targets", 1, "target"), 2.0, "other returns than --targets"),
+        (("evaluations", 3, "targets"), [], "other returns than --targets"),
+        (("args", "targets"), [1800.0, 3600.0], "other returns than --targets"),
+    ],
+)
+def test_targets_that_contradict_themselves_are_refused(where, value, words):
+    assert any(words in text for text in reading.complaints(change(make_asked(), where, value)))
+
+
+def test_the_better_target_cannot_take_the_place_of_the_first():
+    result = make_asked()
+    for evaluation in result["evaluations"]:
+        evaluation |= {key: evaluation["targets"][1][key] for key in ("returns", "scores")}
+    words = "the scores at update 10000 are not those of the first target"
+    assert words in reading.complaints(result)
+
+
+def test_only_the_first_target_is_compared_with_others(folder):
+    """Its score may be the worse one."""
+    targets = tables.read_paper_scores()
+    result = make_asked(env="hopper-medium-v2", updates=100_000)
+    for evaluation in result["evaluations"]:
+        evaluation["targets"][1] = evaluation["targets"][0] | {"target": 1800.0}
+    first, second = rows_of(result, folder)
+    assert tables.find_target(targets, first, "paper")["score"] == 67.6
+    assert tables.find_target(targets, second, "paper") is None
+    assert first.published and not second.published_curve
+    assert tables.published_cell(second) == "-"
+    for evaluation in result["evaluations"]:
+        del evaluation["targets"]
+    path = put(folder, "a/control", as_control(result, "dt.py"))
+    (control,) = reading.labelled_rows(path, reading.read_result(path))
+    assert control.stands_beside(first) and not control.stands_beside(second)
+
+
+def test_pages_show_all_targets_and_compare_by_the_first(folder, blank):
+    three_tasks(folder)
+    for env, best in ((HOPPER, 3600.0), (WALKER, 5000.0), (CHEETAH, 12000.0)):
+        put(folder, f"{env.split('/')[1]}/dt", make_asked(env=env, targets=(best, best / 2)))
+    tables.main(options(folder))
+    page = (folder / "page.md").read_text()
+    places = [page.index(f"| DT (target {target}) |") for target in (12000, 6000, 3600, 1800)]
+    assert places == sorted(places) and tables.ASKED in page
+    assert "| rebuilt medium-v0 | DT | 3 | 3 |" in page  # the mean over tasks
+    (folder / "results" / "hopper" / "dt.json").unlink()
+    rows = reading.read_results(folder / "results")
+    assert [row.label for row in tables.readme_rows(rows) if row.script == "dt"] == ["DT"]
+
+
 # ---- Published numbers ----
 
 
@@ -803,3 +940,19 @@ def test_the_board_as_csv(tmp_path):
     assert (cells["algorithm"], cells["updates"], cells["seeds"]) == ("BC", "50000", "2")
     assert (float(cells["mean"]), float(cells["std"])) == (41.0, 1.0)
     assert cells["scores"] == "40.000 42.000"
+
+
+def test_the_board_has_the_first_target_and_says_so(tmp_path):
+    hopper, cheetah = board.DATASETS[:2]
+    for env, targets in ((hopper, (3600.0, 1800.0)), (cheetah, (12000.0, 6000.0))):
+        result = make_asked(env=env, targets=targets, updates=50_000, scores=(40.0, 42.0))
+        name = env.split("/")[1]
+        (tmp_path / f"{name}.json").write_text(json.dumps(result))
+    rows = reading.read_results(tmp_path)
+    assert len(rows) == 4
+    assert board.ranks(board.board_rows(rows, 50_000)) == {"DT": [1, 1]}
+    text = board.board_text(rows)
+    assert "| DT | **41.0 ± 1.0** | **41.0 ± 1.0** | 1.0 (of 2) |" in text
+    assert "DT: asked for the first of their targets" in text
+    cells = list(csv.DictReader(io.StringIO(board.board_csv(rows))))
+    assert [cell["target"] for cell in cells] == ["12000", "3600"]
