@@ -541,7 +541,7 @@ def of_first_targets(rows: list[Row]) -> list[Row]:
 
 def control_label(control: dict, told: list[str]) -> str:
     """Return 'corl-team/CORL @ eeeeef2 iql.py (their code)', with choices such as POR's guide."""
-    words = [Path(control["file"]).name, *told]
+    words = [Path(control["file"]).name, *told, *control.get("changes", [])]
     return f"{control['repository']} @ {control['commit'][:7]} {', '.join(words)} (their code)"
 
 

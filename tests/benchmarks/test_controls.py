@@ -48,6 +48,8 @@ class TrainConfig:
     rate: float = 1.0
     bound: Optional[float] = 2.0
     normalize: bool = False
+    iql_deterministic: bool = True
+    tau: float = 0.001
     seed: int = 0
     max_timesteps: int = 1000000
     eval_freq: int = 1
@@ -219,8 +221,19 @@ def test_the_program_gets_its_own_settings(train):
     config = json.loads((folder / "config.json").read_text())
     device = "cuda" if torch.cuda.is_available() else "cpu"
     wanted = {"env": "hopper-medium-v2", "rate": 3e-4, "bound": None, "normalize": True, "seed": 3}
+    wanted |= {"iql_deterministic": True, "tau": 0.001}
     wanted |= {"max_timesteps": 20, "eval_freq": 10, "n_episodes": EPISODES, "device": device}
     assert config == wanted
+
+
+def test_a_control_may_have_other_settings_than_theirs(train):
+    _, folder = train("CORL/iql_paper")
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["normalize"], config["iql_deterministic"], config["tau"]) == (
+        False,
+        False,
+        0.005,
+    )
 
 
 def test_a_longer_schedule_ends_after_the_updates(train):

@@ -37,6 +37,7 @@ class Control:
     commands: Callable[[Order], Iterator[tuple[str, list[str]]]]
     settings: Callable[[Order], str]  # where the published settings stand, in words
     args: dict = field(default_factory=dict)  # what our script calls its choices
+    changes: dict = field(default_factory=dict)  # options of theirs that differ from their settings
     scheduled: bool = False  # does a learning rate decay?
     eval_episodes: int = EPISODES  # of all evaluations but the last
     # Where their program has no option for the number of episodes: a function that plays EPISODES

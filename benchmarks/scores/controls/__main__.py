@@ -132,11 +132,17 @@ def command_line(args: Args, name: str) -> str:
     return shlex.join(words)
 
 
-def make_note(order: Order, part: dict) -> str:
+def changed_words(control: Control) -> list[str]:
+    """Return the options of theirs that differ from their settings, such as 'tau 0.005'."""
+    return [f"{name} {value}" for name, value in control.changes.items()]
+
+
+def make_note(order: Order, part: dict, control: Control) -> str:
     """Return one sentence about what was set."""
-    note = (
-        f"settings for {order.namesake} of {part['settings']}; set were the seed, the numbers of "
-    )
+    note = f"settings for {order.namesake} of {part['settings']}"
+    if control.changes:
+        note += f", but {', '.join(changed_words(control))}"
+    note += "; set were the seed, the numbers of "
     note += "updates and of episodes"
     if order.decay_updates != order.num_updates:
         note += f", and a schedule of {order.decay_updates:,} updates, of which the first "
@@ -180,7 +186,8 @@ def make_result(args: Args, control: Control, orders: list[Order], parts: list[d
             "commit": parts[0]["version"],
             "file": control.file,
             "command": command_line(args, first.control),
-            "note": make_note(first, parts[0]),
+            "note": make_note(first, parts[0], control),
+            "changes": changed_words(control),
         },
     }
 

@@ -68,8 +68,10 @@ def corl(
     args: dict | None = None,
     scheduled: bool = False,
     sizes: tuple[str, str, str] = CORL_SIZES,
+    changes: dict | None = None,
 ) -> Control:
     """Return the control of a file in algorithms/offline. `folder` has its settings."""
+    changes = changes or {}
 
     def commands(order: Order) -> Commands:
         numbers = (order.decay_updates, order.eval_every, EPISODES)
@@ -78,6 +80,7 @@ def corl(
             seed=order.seed,
             **dict(zip(sizes, numbers, strict=True)),
             device="cuda" if torch.cuda.is_available() else "cpu",
+            **changes,
         )
         yield f"algorithms/offline/{file}", words
 
@@ -90,6 +93,7 @@ def corl(
         commands=commands,
         settings=settings,
         args=args or {},
+        changes=changes,
         scheduled=scheduled,
     )
 
@@ -253,6 +257,14 @@ IQL_FILES = {
 # The part before the slash is the folder of the checkout.
 CONTROLS = {
     "CORL/iql": corl("iql", "iql.py", "iql", scheduled=True),
+    # The same program with the settings of the IQL paper, which CORL's for Hopper are not
+    "CORL/iql_paper": corl(
+        "iql",
+        "iql.py",
+        "iql",
+        scheduled=True,
+        changes={"iql_deterministic": False, "normalize": False, "tau": 0.005},
+    ),
     "CORL/td3_bc": corl("td3_bc", "td3_bc.py", "td3_bc"),
     "CORL/bc": corl("bc", "any_percent_bc.py", "bc", args={"top_fraction": 1.0}),
     "CORL/bc_10": corl("bc", "any_percent_bc.py", "bc_10", args={"top_fraction": 0.1}),
