@@ -1489,7 +1489,7 @@ class Maze2D(MujocoEnv):
 
     def __init__(self, maze: str, dense: bool = False, **kwargs):
         rows = MAZES[maze].split()
-        # D4RL's small maze stands on its head here.
+        # Maze2D's small maze is AntMaze's, upside down.
         self.maze = np.array([list(row) for row in (rows[::-1] if maze == "umaze" else rows)])
         self.dense = dense
         space = gym.spaces.Box(-np.inf, np.inf, (4,), np.float64)
@@ -1521,8 +1521,9 @@ class Maze2D(MujocoEnv):
 class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
-    In door, hammer and relocate gymnasium-robotics 1.4.2 rewards the palm's distance to what it
-    must reach; D4RL punishes it. `binary` is AWAC's and IQL's reward: 0 after success, else -1.
+    In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
+    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
+    0 after success, else -1.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
