@@ -31,6 +31,8 @@ def pytest_collection_modifyitems(items) -> None:
             known = item.callspec.params
             group += (known.get("case") or known["script"]).split()[0]
         item.add_marker(pytest.mark.xdist_group(group))
+    # The longest test begins first, or it would run alone at the end.
+    items.sort(key=lambda item: item.path.stem != "test_pages")
 
 
 @pytest.fixture(scope="session")
