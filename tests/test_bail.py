@@ -149,6 +149,10 @@ def test_the_ratio_is_guarded_where_v_is_below_one_and_the_margin_is_not():
     torch.testing.assert_close(margin, torch.tensor([[-2.0, -2.0, 0.5, 5.0]]))
 
 
+def test_a_fraction_of_the_rows_is_rounded_down_to_one_at_least():
+    assert [bail.count_of(0.25, rows) for rows in (1, 7, 8, 9)] == [1, 1, 2, 2]
+
+
 def test_progressive_clones_the_best_quarter_of_each_batch_by_the_best_envelope():
     agent, batch = make_agent(variant="progressive", policy_lr=0.0), make_rows()
     v, (g,) = values_of(agent.best_envelope, batch["observations"]), numbers(batch["returns"])

@@ -52,7 +52,7 @@ LAP, WIDTH = 60.0, 1.0  # of the track: length, and from its middle to its edge
 WAY, CAR_STEPS = 0.5, 240  # of a car: way per step, and steps of two laps
 SHARPEST, STEERING_ERROR = 0.5, 0.005  # of a car: curvatures
 CARS, CAR_ROUNDS, TEST_CARS = 20, 5, 10  # per agent: cars in its data, rounds of DAgger, evaluation
-CAR_TIMES = (10, 20, 40, 80, 240)  # steps after which distances are told
+CAR_TIMES = (10, 20, 40, 80, 240)  # steps of which distances are told
 POLICIES = bc.PolicyName.__args__
 DOOR, TRIES, EPISODES = 3, 30, 300  # of hidden: steps to a door; steps and number of episodes
 LAMBDAS = (np.inf, 1.0, 0.3, 0.1, 0.03, 0.01)
@@ -222,7 +222,7 @@ def imitate(agent: bc.BC, seen: np.ndarray, num_updates: int) -> None:
 
 
 def study_car(args: Args) -> tuple[dict, dict]:
-    """Return errors and distances of every driver, and where the first agent's cars were."""
+    """Return errors and distances of every driver, and where the first car of each agent was."""
     rng = np.random.default_rng([args.seed, 2])
     num_updates = max(1, args.num_updates // 2)
     drivers = {}
@@ -253,7 +253,7 @@ def study_car(args: Args) -> tuple[dict, dict]:
             "distances": {t: summary(distance[:, t - 1]) for t in CAR_TIMES},
             "stays": summary(1 - off.mean(1)),
         }
-        ways[name] = {"place": places[0], "side": seen[0, ..., 0], "distance": distance}
+        ways[name] = {"place": places[:, 0], "side": seen[:, 0, :, 0], "distance": distance}
     return found, ways
 
 
@@ -406,7 +406,7 @@ def tables(found: dict) -> str:
         [
             "driver",
             "error on the expert's line",
-            *(f"distance after {t} steps" for t in CAR_TIMES),
+            *(f"distance in step {t}" for t in CAR_TIMES),
             "stays on the track",
         ],
         [
@@ -508,7 +508,7 @@ def on_the_map(place: np.ndarray, side: np.ndarray) -> np.ndarray:
 
 
 def draw_car(found: dict, ways: dict) -> Figure:
-    """Draw the ways of an agent's cars on the track, and how far from the middle all cars are."""
+    """Draw the way of a car of each agent, and how far from the middle all cars are."""
     looks = dict(zip(found, ("bc", "td3_bc", "por", "iql"), strict=True))
     figure = Figure(figsize=(12, 5), layout="constrained")
     track, distances = figure.subplots(1, 2, width_ratios=(1.3, 1))
@@ -523,13 +523,14 @@ def draw_car(found: dict, ways: dict) -> Figure:
             track.plot(x[-1], y[-1], "o", color=color, markersize=6)
     track.set_aspect("equal")
     track.set_axis_off()
-    track.set_title("Two laps of one agent's cars; a dot is where each ends", fontsize=13)
+    track.set_title("Two laps of a car of each agent; a dot is where it ends", fontsize=13)
     steps = np.arange(1, CAR_STEPS + 1)
     for name, numbers in ways.items():
         distance, color = numbers["distance"], algorithm_color(looks[name])
         mean = distance.mean(0)
         half = np.array([half_interval(column) or 0 for column in distance.T])
-        distances.plot(steps, mean, color=color, linewidth=2.5, label=name)
+        dashes = "--" if name == "the expert" else "-"  # DAgger's line is the same
+        distances.plot(steps, mean, dashes, color=color, linewidth=2.5, label=name)
         distances.fill_between(steps, mean - half, mean + half, color=color, alpha=0.2)
     distances.set_xlabel("steps", fontsize=12)
     distances.set_title("Mean distance from the middle of the track", fontsize=13)
