@@ -33,7 +33,14 @@ import tyro
 
 from benchmarks.datasets.behavior_page import write_weights
 from benchmarks.datasets.measure import measure_policies, score_of
-from benchmarks.datasets.policies import SacPolicy, UniformPolicy, read_weights, spaces
+from benchmarks.datasets.policies import (
+    NoisyPolicy,
+    SacPolicy,
+    UniformPolicy,
+    make_policy,
+    read_weights,
+    spaces,
+)
 from benchmarks.datasets.rollout import Stage, act, quiet, returns_and_lengths, simulate
 from benchmarks.datasets.trainings import Training, load_trainings
 
@@ -72,9 +79,9 @@ class Bundle:
     members: list[int]  # the chosen snapshots, (K,)
     weights: dict[int, dict[str, np.ndarray]]  # of the members, in the precision that is stored
 
-    def policy(self, weights: dict) -> SacPolicy:
+    def policy(self, weights: dict) -> SacPolicy | NoisyPolicy:
         _, action_space = spaces(self.env_id)
-        return SacPolicy(weights, action_space.low, action_space.high)
+        return make_policy(weights, action_space.low, action_space.high)
 
 
 def stretches(
@@ -234,7 +241,15 @@ def bundle(args: Args) -> None:
     measured = choose_precision(args, planned)
     measured |= play_again(args, planned)
 
-    kept = ("env_id", "training_command", "training_seed", "training_agent", "commit")
+    kept = (
+        "env_id",
+        "algorithm",
+        "acting",
+        "training_command",
+        "training_seed",
+        "training_agent",
+        "commit",
+    )
     versions = ("torch_version", "numpy_version", "gymnasium_version")
     about = {key: medium[key] for key in (*kept, *versions) if key in medium}
     about |= {

@@ -14,7 +14,7 @@ import gymnasium as gym
 import numpy as np
 
 from benchmarks.datasets.d4rl_policies import POLICIES, policy_file, read_snapshot
-from benchmarks.datasets.deterministic import load_noisy_behavior
+from benchmarks.datasets.deterministic import NoisyPolicy, load_noisy_behavior
 from benchmarks.datasets.discrete import load_discrete_behavior
 
 BEHAVIOR = Path(__file__).resolve().parent / "behavior"
@@ -54,6 +54,16 @@ class SacPolicy:
         mean, log_std = np.split(h @ self.w2 + self.b2, 2, -1)
         std = np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
         return np.tanh(mean + std * noise) * self.radius + self.center
+
+
+def make_policy(weights: dict[str, np.ndarray], low, high) -> SacPolicy | NoisyPolicy:
+    """Return the policy of a weight file. Only those of TD3 and DDPG have a fixed noise."""
+    if "noise" not in weights:
+        return SacPolicy(weights, low, high)
+    layers = [layer(weights, name) for name in ("fc0", "fc1", "last_fc")]
+    matrices, biases = zip(*layers, strict=True)
+    low, high = np.asarray(low), np.asarray(high)
+    return NoisyPolicy(list(matrices), list(biases), low, high, float(weights["noise"].item()))
 
 
 def layer(weights: dict[str, np.ndarray], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -167,7 +177,7 @@ def load_behavior(
         return [(uniform, None)], {"policy": "uniform random actions"}
     path, weights, ends, about = find_weights(source, folder)
     try:
-        policies = [SacPolicy(arrays, low, high) for arrays in weights]
+        policies = [make_policy(arrays, low, high) for arrays in weights]
     except (KeyError, ValueError, AttributeError) as error:
         sys.exit(f"the policy {path} cannot be read ({error} is missing or misshapen)")
     for policy in policies:
@@ -201,10 +211,12 @@ def find_weights(source: str, folder: Path) -> tuple[Path, list[dict], list[int]
         return path, [read_snapshot(path)], [], about
     path = Path(source) if source.endswith(".npz") else folder / f"{source}.npz"
     weights, ends, known = read_weights(path)
+    algorithm = known.get("algorithm", "SAC")  # older files are SAC's and do not say so
     if ends:
-        policy = f"random actions, then {len(weights)} snapshots of a SAC training"
+        policy = f"random actions, then {len(weights)} snapshots of a {algorithm} training"
         known = known | {"last_step": ends[-1]}
     else:
-        policy = f"SAC ({path.stem})"
-    about = {"policy": f"{policy}, actions sampled", "file": path.name} | known
+        policy = f"{algorithm} ({path.stem})"
+    acting = known.get("acting", "actions sampled")
+    about = {"policy": f"{policy}, {acting}", "file": path.name} | known
     return path, weights, ends, about

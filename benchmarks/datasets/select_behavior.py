@@ -1,15 +1,18 @@
-"""Choose the behaviour policy of a dataset: the SAC snapshot whose return is nearest to a target.
+"""Choose the behaviour policy of a dataset: the snapshot whose return is nearest to a target.
 
 D4RL stops SAC when it is about a third as good as the expert, but publishes neither the weights nor
 the step. What is known is how its dataset scores: hopper-medium has a mean return of 1422 and a
 mean episode length of 457. So this program looks, among the snapshots of one or more trainings (all
-agents of run folders of algorithms/sac.py), for the policy that gives such episodes.
+agents of run folders of algorithms/sac.py, td3.py or ddpg.py), for the policy that gives such
+episodes.
 
-Every snapshot acts for a few episodes as the dataset will be collected, by sampled actions. The
-finalists, which are nearest to the target, act for more. Among those within `--tolerance` of the
-target return, the one with the mean length nearest to `--target-length` wins; if there is none, the
-one nearest in return. To be the best of many flatters the winner's score, so it is measured once
-more with fresh seeds, and must then be within `--accept` of the target to be stored.
+Every snapshot acts for a few episodes as the dataset will be collected, and as it acted in its own
+training: SAC's by sampled actions, TD3's and DDPG's with noise of deviation --exploration-noise.
+The weight file says which. The finalists, which are nearest to the target, act for more. Among
+those within `--tolerance` of the target return, the one with the mean length nearest to `--target-
+length` wins; if there is none, the one nearest in return. To be the best of many flatters the
+winner's score, so it is measured once more with fresh seeds, and must then be within `--accept` of
+the target to be stored.
 
     python algorithms/sac.py --env Hopper-v4 --num-updates 300000 --snapshot-every 1000 \\
         --num-seeds 2 --run-dir runs/sac-hopper
@@ -37,7 +40,7 @@ import tyro
 from benchmarks.common import git_commit
 from benchmarks.datasets import behavior_page, bundle_replay
 from benchmarks.datasets.measure import Score, measure_policies
-from benchmarks.datasets.policies import SacPolicy, spaces
+from benchmarks.datasets.policies import make_policy, spaces
 from benchmarks.datasets.rollout import quiet
 from benchmarks.datasets.trainings import Training, load_trainings
 
@@ -48,7 +51,7 @@ QUICK, FINAL, FRESH = 1, 2, 3
 @dataclass
 class Args:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """run folders of algorithms/sac.py, trained with --snapshot-every; all their agents count"""
+    """run folders of sac.py, td3.py or ddpg.py, trained with --snapshot-every; all agents count"""
     target: float
     """wanted mean return (undiscounted)"""
     out: Path
@@ -89,7 +92,7 @@ def check_args(args: Args) -> None:
         sys.exit(f"--replay-steps goes with --out ...-medium.npz, not {args.out.name}")
 
 
-def load_candidates(args: Args) -> tuple[list[Training], dict[tuple, SacPolicy]]:
+def load_candidates(args: Args) -> tuple[list[Training], dict]:
     """Return all trainings, and their policies by (number of the training, step)."""
     observation_space, action_space = spaces(args.env_id)
     dims = (observation_space.shape[0], action_space.shape[0])
@@ -99,7 +102,7 @@ def load_candidates(args: Args) -> tuple[list[Training], dict[tuple, SacPolicy]]
     candidates = {}
     for number, training in enumerate(trainings):
         for step, weights in training.snapshots.items():
-            policy = SacPolicy(weights, action_space.low, action_space.high)
+            policy = make_policy(weights, action_space.low, action_space.high)
             if (policy.obs_dim, policy.act_dim) != dims:
                 sys.exit(f"the policies in {training.folder} do not fit {args.env_id}")
             candidates[number, step] = policy
@@ -156,6 +159,8 @@ def store(args: Args, training: Training, step: int, selection: Score, fresh: Sc
     """Write the weight file, and renew the tables of the page beside it."""
     about = {
         "env_id": args.env_id,
+        "algorithm": training.script.upper(),
+        "acting": training.acting,
         "training_command": training.command(step),
         "training_seed": training.seed,
         "training_agent": training.agent,

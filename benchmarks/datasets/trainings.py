@@ -1,5 +1,6 @@
-"""Read online trainings by algorithms/sac.py: their snapshots, and what the learner did."""
+"""Read online trainings by sac.py, td3.py or ddpg.py: their snapshots, and what the learner did."""
 
+import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ import numpy as np
 
 from benchmarks.common import load_script
 
+SCRIPTS = ("sac", "td3", "ddpg")
 # Arguments of a run that do not change what its agents learn, and those that command() sets itself
 LEFT_OUT = ("device", "resume", "num_updates", "run_dir")
 
@@ -21,7 +23,19 @@ class Training:
     folder: Path
     agent: int  # its number in the run
     checkpoint: dict
-    snapshots: dict[int, dict[str, np.ndarray]]  # step -> weights as SacPolicy takes them
+    snapshots: dict[int, dict[str, np.ndarray]]  # step -> weights as make_policy takes them
+
+    @property
+    def script(self) -> str:
+        return self.checkpoint["script"]
+
+    @property
+    def acting(self) -> str:
+        """Return how its policies act in a dataset: as they did in the training."""
+        if self.script == "sac":
+            return "actions sampled"
+        noise = self.checkpoint["args"]["exploration_noise"]
+        return f"with Gaussian noise of {noise:g} times half the range of an action"
 
     @property
     def name(self) -> str:
@@ -38,8 +52,8 @@ class Training:
 
     def command(self, step: int) -> str:
         """Return the command that trains up to that step."""
-        words = ["python", "algorithms/sac.py"]
-        words += changed_options(load_script("sac"), self.checkpoint["args"])
+        words = ["python", f"algorithms/{self.script}.py"]
+        words += changed_options(load_script(self.script), self.checkpoint["args"])
         words += ["--num-updates", str(step - self.random_steps)]
         words += ["--run-dir", f"runs/{self.folder.resolve().name}"]
         return shlex.join(words)
@@ -49,8 +63,8 @@ class Training:
 
         The random steps at its beginning are not stored, so they are made again.
         """
-        sac = load_script("sac")
-        random, _ = sac.random_dataset(sac.Args(**self.checkpoint["args"]))
+        script = load_script(self.script)
+        random, _ = script.random_dataset(script.Args(**self.checkpoint["args"]))
         columns = {}
         for key in ("observations", "rewards", "terminals", "next_observations"):
             own = self.checkpoint["extra_state"][key][self.agent].numpy()
@@ -70,10 +84,14 @@ def changed_options(script: ModuleType, arguments: dict) -> list[str]:
 
 def load_trainings(folder: Path, env_id: str) -> list[Training]:
     """Return the trainings of the agents of a run."""
+    names = " or ".join(f"{name}.py" for name in SCRIPTS)
     if not (folder / "checkpoint.pt").exists():
-        sys.exit(f"there is no checkpoint in {folder}; name the --run-dir of a run of sac.py")
-    sac = load_script("sac")
-    checkpoint = sac.load_checkpoint(str(folder))
+        sys.exit(f"there is no checkpoint in {folder}; name the --run-dir of a run of {names}")
+    name = json.loads((folder / "result.json").read_text(encoding="utf-8"))["script"]
+    if name not in SCRIPTS:
+        sys.exit(f"{folder} is a run of {name}.py; it must be one of {names}")
+    script = load_script(name)
+    checkpoint = script.load_checkpoint(str(folder))
     trained_on = checkpoint["task"]["env_id"]
     if trained_on != env_id:
         sys.exit(f"{folder} was trained on {trained_on}, not on {env_id}")
@@ -85,33 +103,38 @@ def load_trainings(folder: Path, env_id: str) -> list[Training]:
         sys.exit(
             f"{folder} holds no snapshots; train with --env of a Gymnasium id and --snapshot-every"
         )
-    policies = {update: load_snapshot(sac, files[update]) for update in updates}
+    policies = {update: load_snapshot(script, files[update]) for update in updates}
     trainings = []
     for agent in range(checkpoint["args"]["num_seeds"]):
         training = Training(folder, agent, checkpoint, {})
         for update, state in policies.items():
             step = training.random_steps + update
-            training.snapshots[step] = export_policy(state, agent)
+            training.snapshots[step] = export_policy(state, agent, checkpoint)
         trainings.append(training)
     return trainings
 
 
-def load_snapshot(sac: ModuleType, path: Path) -> dict:
+def load_snapshot(script: ModuleType, path: Path) -> dict:
     """Return the stacked weights of a snapshot. Nothing that the file names is executed."""
     try:
-        return sac.torch.load(path, map_location="cpu", weights_only=True)
+        return script.torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises nearly every type
-        sys.exit(f"the snapshot {path} is damaged: {sac.one_line(error)}")
+        sys.exit(f"the snapshot {path} is damaged: {script.one_line(error)}")
 
 
-def export_policy(state: dict, agent: int) -> dict[str, np.ndarray]:
-    """Return an agent's policy as SacPolicy takes it, with weights (out, in) as in nn.Linear."""
+def export_policy(state: dict, agent: int, checkpoint: dict) -> dict[str, np.ndarray]:
+    """Return an agent's policy as make_policy takes it, with weights (out, in) as in nn.Linear."""
+    is_sac = checkpoint["script"] == "sac"
+    prefix = "net." if is_sac else ""
     weights = {}
-    for name, layer in (("fc0", "net.0"), ("fc1", "net.2"), ("heads", "net.4")):
-        weights[f"{name}.weight"] = state[f"{layer}.weight"][agent].float().numpy().T
-        weights[f"{name}.bias"] = state[f"{layer}.bias"][agent].float().numpy()[0]
-    for kind in ("weight", "bias"):
-        mean, log_std = np.split(weights.pop(f"heads.{kind}"), 2)
-        weights[f"last_fc.{kind}"] = mean
-        weights[f"last_fc_log_std.{kind}"] = log_std
+    for name, layer in (("fc0", 0), ("fc1", 2), ("last_fc", 4)):
+        weights[f"{name}.weight"] = state[f"{prefix}{layer}.weight"][agent].float().numpy().T
+        weights[f"{name}.bias"] = state[f"{prefix}{layer}.bias"][agent].float().numpy()[0]
+    if is_sac:
+        for kind in ("weight", "bias"):
+            mean, log_std = np.split(weights[f"last_fc.{kind}"], 2)
+            weights[f"last_fc.{kind}"] = mean
+            weights[f"last_fc_log_std.{kind}"] = log_std
+    else:
+        weights["noise"] = np.float32(checkpoint["args"]["exploration_noise"])
     return {name: np.ascontiguousarray(array) for name, array in weights.items()}

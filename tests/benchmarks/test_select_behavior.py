@@ -115,6 +115,57 @@ def test_bad_folders(folder, tmp_path, monkeypatch):
         trainings.load_trainings(Path("copy"), "Hopper-v4")
 
 
+@pytest.fixture(params=["td3", "ddpg"])
+def noisy_run(request, tmp_path):
+    """A tiny online run of td3.py or ddpg.py with two agents."""
+    rollout.quiet()
+    script = load_script(request.param)
+    options = {"env": "Hopper-v4", "seed": 5, "num_seeds": 2, "random_steps": 40, "hidden": 16}
+    options |= {"num_updates": 30, "eval_every": 30, "snapshot_every": 10, "batch_size": 4}
+    options |= {"exploration_noise": 0.3, "eval_episodes": 1, "final_eval_episodes": 1}
+    run = script.start_run(script.Args(**options, run_dir=str(tmp_path / "run")))
+    script.train(run)
+    return run
+
+
+def test_snapshots_of_deterministic_policies_act_with_the_noise_of_their_training(
+    noisy_run, page, monkeypatch
+):
+    name = type(noisy_run.agent).__name__.lower()
+    folder = Path(noisy_run.args.run_dir)
+    found = trainings.load_trainings(folder, "Hopper-v4")
+    obs, noise = torch.randn(2, 20, 11), 0.3 * torch.randn(2, 20, 3)
+    with torch.no_grad():
+        expected = (noisy_run.agent.act(obs) + noise).clamp(-1, 1).numpy()
+    for n, training in enumerate(found):
+        assert list(training.snapshots) == [50, 60, 70]
+        policy = policies.make_policy(training.snapshots[70], np.full(3, -1.0), np.full(3, 1.0))
+        np.testing.assert_allclose(policy(obs[n].numpy(), noise[n].numpy()), expected[n], atol=1e-5)
+        draw = policy.draw(np.random.default_rng(0), 5_000)
+        assert draw.std() == pytest.approx(0.3, rel=0.05)
+        assert training.command(60).startswith(f"python algorithms/{name}.py --env Hopper-v4")
+        assert len(training.buffer()["rewards"]) == 40 + 30
+
+    monkeypatch.setattr(select_behavior, "measure_policies", measured_by({(1, 60): 30.0}))
+    select(folder, page.with_name("hopper-noisy.npz"))
+    ((policy, _),), about = policies.load_behavior("hopper-noisy", "Hopper-v4", page.parent)
+    words = "with Gaussian noise of 0.3 times half the range of an action"
+    assert about["policy"] == f"{name.upper()} (hopper-noisy), {words}"
+    assert (about["training_agent"], about["step"], policy.noise) == (1, 60, np.float32(0.3))
+    wanted = policies.make_policy(found[1].snapshots[60], np.full(3, -1.0), np.full(3, 1.0))
+    rows = obs[0].numpy()
+    np.testing.assert_array_equal(policy(rows, noise[0].numpy()), wanted(rows, noise[0].numpy()))
+
+
+def test_runs_of_other_scripts_are_refused(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(folder, "copy")
+    result = json.loads(Path("copy/result.json").read_text())
+    Path("copy/result.json").write_text(json.dumps(result | {"script": "ppo"}))
+    with pytest.raises(SystemExit, match="copy is a run of ppo.py; it must be one of sac.py or"):
+        trainings.load_trainings(Path("copy"), "Hopper-v4")
+
+
 # --------------------------------------------------------------------------------------------------
 # Choosing
 # --------------------------------------------------------------------------------------------------
@@ -327,5 +378,6 @@ def test_committed_behaviour_files():
     names = {path.stem for path in files}
     for recipe in recipes.ALL_RECIPES:
         for source in recipe.behavior:
-            known = source in ("random", "maze", "hopper-expert") or source.startswith("d4rl:")
+            made = source in ("random", "maze", "ball") or source.startswith(("d4rl:", "dapg:"))
+            known = made or source == "hopper-expert"
             assert known or source in names
