@@ -97,6 +97,17 @@ def test_an_agent_is_untouched_by_the_batches_of_the_others(known):
         assert not torch.equal(one[0], one[1])
 
 
+def test_it_acts_on_standardised_observations():
+    agent, batch = make_agent()
+    agent.obs_moments.mean.fill_(3)
+    agent.obs_moments.var.fill_(4)
+    obs = batch["observations"]
+    with torch.no_grad():
+        torch.testing.assert_close(agent.act(2 * obs + 3), agent.policy.mode(obs))
+        # What lies far out is cut off at 10.
+        assert agent.act(100 * obs.sign()).equal(agent.act(1_000 * obs.sign()))
+
+
 # ---- Rollouts ----
 
 RUN = ["--seed=3", "--num-seeds=2", "--num-envs=2", "--rollout-steps=30", "--batch-size=20"]
@@ -222,6 +233,23 @@ def test_a_run_that_is_stopped_continues_after_its_last_iteration(main, short_en
     after = checkpoint_of("run")
     assert after["finished"] and after["optimizers"]["both"][1].item() == 18
     assert after["agent"]["obs_moments.count"].item() == pytest.approx(180)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(" " in torch.__file__, reason="PyTorch cannot compile below such a path")
+@pytest.mark.parametrize("env_id", ["Pendulum-v1", "CartPole-v1"])
+def test_a_compiled_run_is_the_eager_one(env_id, main, short_env):
+    """Every batch of every iteration is another one, although the update is compiled once."""
+    weights = {}
+    for execution in ("eager", "compile"):
+        words = [f"--execution={execution}", f"--run-dir={execution}", "--hidden=8"]
+        words += ["--eval-episodes=1", "--final-eval-episodes=1"]
+        end = main(f"--env={short_env(env_id)}", *RUN, *words, script="ppo", small=False)
+        assert end.code == 0, end.err
+        weights[execution] = checkpoint_of(execution)["agent"]
+    torch._dynamo.reset()
+    for name, weight in weights["eager"].items():
+        torch.testing.assert_close(weights["compile"][name], weight, rtol=2e-3, atol=2e-4)
 
 
 # ---- Known answers ----

@@ -120,6 +120,38 @@ def test_an_agent_without_a_good_step_stays_where_it_is():
         assert new.isfinite().all() and not new.requires_grad
 
 
+def test_weights_go_back_where_no_tried_step_is_near_enough():
+    """The only step that is tried exceeds the bound for some agents."""
+    agent, rollout = make_agent(6, max_kl=0.5, search_steps=1)
+    before = [weight.clone() for weight in agent.policy.parameters()]
+    statistics = agent.update_policy(rollout)
+    moved = statistics["moved"] == 1
+    assert moved.any() and not moved.all()
+    for old, new in zip(before, agent.policy.parameters(), strict=True):
+        assert torch.equal(old[~moved], new[~moved])
+        assert (old != new)[moved].flatten(1).any(1).all()
+    assert (statistics["kl"][~moved] == 0).all()
+
+
+def test_v_learns_the_returns():
+    agent, rollout = make_agent(value_lr=1e-2)
+    returns = rollout["observations"].sum(-1)
+    batch = rollout | {"returns": returns, "values": torch.zeros_like(returns)}
+    losses = torch.stack([agent.update_value(batch)["loss/value"] for _ in range(300)])
+    assert (losses[-1] < 0.1 * losses[0]).all()
+    error = (agent.value(rollout["observations"]) - returns).square().mean(1)
+    assert (error < 0.2 * returns.square().mean(1)).all()
+
+
+def test_it_acts_on_standardised_observations():
+    agent, rollout = make_agent(normalize=True)
+    agent.obs_moments.mean.fill_(3)
+    agent.obs_moments.var.fill_(4)
+    obs = rollout["observations"]
+    torch.testing.assert_close(agent.act(2 * obs + 3), agent.policy.mode(obs))
+    assert agent.act(100 * obs.sign()).equal(agent.act(1_000 * obs.sign()))  # cut off at 10
+
+
 def test_conjugate_gradients_solve_the_systems_of_all_agents():
     draw = torch.Generator().manual_seed(0)
     roots = torch.randn(2, 6, 6, generator=draw, dtype=torch.float64)
@@ -172,6 +204,21 @@ def test_a_run_that_is_stopped_continues_after_its_last_iteration(
     assert checkpoint["finished"] and checkpoint["step"] == 18
     steps = curves(Path("run/tensorboard/online"))
     assert steps["score"] == steps["loss/policy"] == steps["kl"] == [6, 12, 18]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(" " in torch.__file__, reason="PyTorch cannot compile below such a path")
+def test_a_run_with_compiled_updates_of_v_is_the_eager_one(main, short_env):
+    """Every batch of every iteration is another one, although the update is compiled once."""
+    weights = {}
+    for execution in ("eager", "compile"):
+        words = [*RUN, f"--execution={execution}", f"--run-dir={execution}"]
+        end = main(f"--env={short_env('Pendulum-v1')}", *words, script="trpo", small=False)
+        assert end.code == 0, end.err
+        weights[execution] = checkpoint_of(execution)["agent"]
+    torch._dynamo.reset()
+    for name, weight in weights["eager"].items():
+        torch.testing.assert_close(weights["compile"][name], weight, rtol=2e-3, atol=2e-4)
 
 
 # ---- Known answers ----
