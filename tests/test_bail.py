@@ -92,6 +92,15 @@ def test_returns_go_on_at_the_nearest_row_where_time_ended_the_episode():
     np.testing.assert_allclose(returns_of(ended, discount=0.5), plain)
 
 
+def test_the_nearest_row_is_euclids_and_the_first_of_equals():
+    """The last row is at the origin. Rows 0 and 2 are 3 from it, row 1 is 3.5 from it."""
+    timed_out = episode([1.0, 2.0, 4.0, 8.0, 16.0], False, range(5))
+    timed_out["observations"] = np.array([(3, 0), (2.5, 2.5), (0, 3), (9, 9), (0, 0)])
+    plain = returns_of(timed_out, discount=0.5, extend=False)
+    added = (returns_of(timed_out, discount=0.5) - plain) / 0.5 ** np.arange(5, 0, -1)
+    np.testing.assert_allclose(added, [0, 16, 1 + 1, 1 + 1 + 1, 1 + 1 + 1 + 1])
+
+
 def test_with_extended_returns_equal_rewards_give_equal_returns():
     rng = np.random.default_rng(0)
     found = returns_of(episode([1.0] * 50, False, rng.normal(size=50)), discount=0.9)
@@ -127,6 +136,15 @@ def test_the_envelope_loss_is_the_closed_form_over_the_rows_that_are_not_held_ou
         expected = loss[n][trained[n]].mean()
         assert found["loss/envelope"][n].item() == pytest.approx(expected, rel=1e-5)
         assert found["gap"][n].item() == pytest.approx((v[n] - g[n]).mean(), rel=1e-4)
+
+
+def test_the_envelope_begins_near_zero():
+    torch.manual_seed(0)
+    agent = bail.BAIL(make_args(), make_task(bail), "cpu")
+    last = agent.envelope.net[-1]
+    assert last.bias.abs().max() == 0
+    # A tenth of nn.Linear's bound, for 32 hidden units
+    assert 0.08 / 32**0.5 < last.weight.abs().max() <= 0.1 / 32**0.5
 
 
 def test_the_gradient_has_lambda_times_the_weights():

@@ -346,6 +346,11 @@ def test_pages_show_all_targets_and_compare_by_the_first(folder, blank):
     places = [page.index(f"| DT (target {target}) |") for target in (12000, 6000, 3600, 1800)]
     assert places == sorted(places) and tables.ASKED in page
     assert "| rebuilt medium-v0 | DT | 3 | 3 |" in page  # the mean over tasks
+    rows = reading.read_results(folder / "results")
+    figures = tables.make_figures(rows, tables.make_sections(rows), {})
+    curves, dots = (figures[f"rebuilt-100k-{kind}.png"][0].args[0] for kind in ("curves", "scores"))
+    assert [row.label for row in curves if row.script == "dt"] == ["DT"] * 3
+    assert len([row for row in dots if row.script == "dt"]) == 6
     (folder / "results" / "hopper" / "dt.json").unlink()
     rows = reading.read_results(folder / "results")
     assert [row.label for row in tables.readme_rows(rows) if row.script == "dt"] == ["DT"]

@@ -55,8 +55,14 @@ def test_the_track_closes_and_is_an_oval():
     begin, end, right, top, left = study.on_the_map(places, np.zeros(5)).T
     np.testing.assert_allclose(begin, end, atol=0.05)
     np.testing.assert_allclose(begin + top, right + left, atol=0.05)  # the same centre
-    # The sides lie to the left and to the right of the way, which begins along x.
+    # A side lies to the left of the way, which begins along x and after a quarter is along y.
     np.testing.assert_allclose(study.on_the_map(0.0, 0.5), [0, 0.5], atol=1e-6)
+    np.testing.assert_allclose(study.on_the_map(study.LAP / 4, 0.5) - right, [-0.5, 0], atol=1e-3)
+    # The map bends as much as the track.
+    grid = np.linspace(0, study.LAP, 601)
+    x, y = np.diff(study.on_the_map(grid, np.zeros(601)))
+    turned = np.diff(np.unwrap(np.arctan2(y, x))) / np.diff(grid)[:-1]
+    np.testing.assert_allclose(turned, study.curvature(grid[1:-1]), atol=0.01)
 
 
 def test_an_expert_without_an_error_stays_in_the_middle():
@@ -81,6 +87,17 @@ def test_an_error_that_nobody_corrects_grows_as_the_square_of_time(monkeypatch):
     assert off.all() and np.all(distance[:, -1] == study.WIDTH)
     assert {-1, 1} == set(np.sign(seen[0, :, -1, 0]))
     assert np.all(places[..., -1] == places[..., -100])  # they stay where they left the track
+
+
+def test_a_car_that_does_not_steer_leaves_a_circle_on_a_tangent(monkeypatch):
+    """With small steps, by Pythagoras: where the middle has the radius 10."""
+    monkeypatch.setattr(study, "curvature", lambda place: np.full_like(place, 0.1))
+    monkeypatch.setattr(study, "WAY", 0.01)
+    monkeypatch.setattr(study, "CAR_STEPS", 450)
+    rng = np.random.default_rng(0)
+    seen, _, _ = study.drive(lambda seen: 0 * seen[..., 0], (1, 1), rng, 0, False)
+    way = 0.01 * np.arange(450)
+    np.testing.assert_allclose(seen[0, 0, :, 0], 10 - np.hypot(10, way), atol=0.01)
 
 
 def test_the_expert_stays_where_its_steering_makes_up_for_the_error(monkeypatch):
