@@ -369,7 +369,7 @@ def main(words: list[str] | None = None) -> None:
     by_name = {
         row.file.relative_to(args.results).with_suffix("").as_posix(): row
         for row in rows
-        if row.phase != "online" and not row.control
+        if row.phase != "online" and not row.control and row.target_number == 0
     }
     for claim in read_claims(args.claims):
         reason = why_false(claim, by_name, targets)
