@@ -207,15 +207,17 @@ def control_lines(control: Row, partners: list[Row]) -> list[list[str]]:
     lines = []
     for row in partners:
         gap, error = difference_with_error(row.final, control.final)
+        difference = f"{gap:+.1f} ± {error:.1f}"
         verdict = "within two standard errors"
         if math.isnan(error):
+            difference = f"{gap:+.1f}"
             verdict = "one seed alone has no standard error"
         elif abs(gap) > 2 * error:
             verdict = f"{'above' if gap > 0 else 'below'} by more than two standard errors"
         if row.fingerprint != control.fingerprint:
             verdict += "; another build of the data"
         ours = [row.label, mean_and_spread(row.final)]
-        lines.append([*theirs, *ours, f"{gap:+.1f} ± {error:.1f}", verdict])
+        lines.append([*theirs, *ours, difference, verdict])
     return lines
 
 
