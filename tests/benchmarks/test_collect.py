@@ -469,7 +469,7 @@ def test_policy_is_the_learners(monkeypatch):
         expected = agent.explore(obs).numpy()
     low, high = np.array([-1.0, 0.5, -3.0]), np.array([1.0, 2.0, 3.0])
     for n in range(2):
-        weights = export_policy(agent.policy.state_dict(), n)
+        weights = export_policy(agent.policy.state_dict(), n, {"script": "sac"})
         actions = policies.SacPolicy(weights)(obs[n].numpy(), noise[n].numpy())
         np.testing.assert_allclose(actions, expected[n], atol=2e-5)
         stretched = policies.SacPolicy(weights, low, high)(obs[n].numpy(), noise[n].numpy())
