@@ -33,6 +33,7 @@ ALLOWED_TO_DIFFER = {
     "Algorithm": {"*": "the class that main() trains"},
     "prepare_data": {"*": "what the algorithm does to the data before it trains"},
     "ANTMAZE": {"*": "a part of SETTINGS"},
+    "MUJOCO": {"*": "a part of SETTINGS"},
     "train": dict.fromkeys(("iql", "spot", "sac"), "its last phase acts in environments")
     | {"ppo": "knows no other phase than the online one"},
     "train_online": {

@@ -27,9 +27,6 @@ import tyro
 from benchmarks.common import load_script, markdown_table
 
 Maze2D = load_script("por").Maze2D  # datasets name this class as their environment's
-for _maze in ("umaze", "medium", "large"):
-    # Scripts register the class itself, which cannot be written into a file.
-    gym.spec(f"Maze2D-{_maze}-v1").entry_point = f"{__name__}:Maze2D"
 
 Cell = tuple[int, int]  # row, column
 ABOUT = {

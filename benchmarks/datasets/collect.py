@@ -33,7 +33,7 @@ import re
 import shlex
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -211,7 +211,11 @@ def load_maze_stages(recipe: Recipe) -> tuple[list[Stage], dict]:
 def environment_of(recipe: Recipe) -> tuple[gym.envs.registration.EnvSpec, dict]:
     """Return the environment that scores policies, and what Minari is to know of it."""
     if recipe.behavior != ("maze",):
-        spec = gym.spec(recipe.env_id.rpartition(":")[2])  # the module of module:id is imported
+        module, _, env_id = recipe.env_id.rpartition(":")  # the module is imported by now
+        spec = gym.spec(env_id)
+        if module and isinstance(spec.entry_point, type):
+            # Scripts register the class itself, which cannot be written into a file.
+            spec = replace(spec, entry_point=f"{module}:{spec.entry_point.__name__}")
         return spec, {"env": spec}
     from benchmarks.datasets import mazes
 

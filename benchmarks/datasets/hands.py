@@ -7,7 +7,6 @@ D4RL (d4rl/scripts/generation/hand_dapg_policies.py) lets the policies that are 
 Importing this module registers the tasks, so that Gymnasium finds them in worker processes.
 """
 
-import gymnasium as gym
 import numpy as np
 
 from benchmarks.common import load_script
@@ -16,10 +15,6 @@ from benchmarks.datasets.policies import layer
 
 Adroit = load_script("por").Adroit  # datasets name this class as their environment's
 HANDS = ("pen", "hammer", "door", "relocate")
-for _env_id, _spec in gym.registry.items():
-    if _env_id.startswith("Adroit-"):
-        # Scripts register the class itself, which cannot be written into a file.
-        _spec.entry_point = f"{__name__}:Adroit"
 
 
 class HandPolicy:
