@@ -21,7 +21,8 @@ and so do we:
 - pi is a Gaussian around tanh(mean). It is not squashed itself, and its standard deviation is
   learned, but does not depend on the state.
 - Rewards are scaled so that the returns in the data span 1000, or lowered by 1 (AntMaze). Those of
-  Adroit and Kitchen stay, and pi has dropout there.
+  Adroit, Kitchen and Maze2D stay. The authors scale in MuJoCo only, we elsewhere, too.
+- In Adroit and Kitchen pi has dropout.
 - Online, actions are sampled from pi, there is one update per step, and pi's learning rate does not
   decay.
 In these points we differ:
@@ -841,10 +842,11 @@ def download_d4rl(name: str) -> Path:
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             print(f"{url}: {error}")
     if not path.exists():
-        sys.exit(
-            f"{name} could not be downloaded; put its file there: {path}, or rebuild its like: "
-            f"python -m benchmarks.datasets.collect {dataset_family(name)}"
-        )
+        family = dataset_family(name)
+        advice = f", or rebuild its like: python -m benchmarks.datasets.collect {family}"
+        if re.search("human|cloned|kitchen|dense|full-replay", family):
+            advice = "; there is no recipe that rebuilds its like"
+        sys.exit(f"{name} could not be downloaded; put its file there: {path}{advice}")
     if sha256 is None:
         print(f"note: no SHA-256 of {name} is known, so {path} is not verified")
         return path

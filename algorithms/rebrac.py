@@ -751,10 +751,11 @@ def download_d4rl(name: str) -> Path:
         except (OSError, RuntimeError, http.client.HTTPException) as error:
             print(f"{url}: {error}")
     if not path.exists():
-        sys.exit(
-            f"{name} could not be downloaded; put its file there: {path}, or rebuild its like: "
-            f"python -m benchmarks.datasets.collect {dataset_family(name)}"
-        )
+        family = dataset_family(name)
+        advice = f", or rebuild its like: python -m benchmarks.datasets.collect {family}"
+        if re.search("human|cloned|kitchen|dense|full-replay", family):
+            advice = "; there is no recipe that rebuilds its like"
+        sys.exit(f"{name} could not be downloaded; put its file there: {path}{advice}")
     if sha256 is None:
         print(f"note: no SHA-256 of {name} is known, so {path} is not verified")
         return path

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import por
+from benchmarks.datasets.recipes import RECIPES
 from tests.shared.toys import (
     Point,
     episodes_of,
@@ -289,6 +290,14 @@ def test_without_a_network_a_wrong_name_is_answered_at_once(offline, name, word)
 
 def test_without_a_network_a_d4rl_file_can_be_put_there_by_hand(offline):
     assert "put its file there" in refusal(por.download_d4rl, NAME)
+
+
+@pytest.mark.parametrize("name", ["pen-human-v1", "pen-expert-v1", "maze2d-large-dense-v1"])
+def test_only_what_has_a_recipe_is_said_to_be_rebuilt(offline, name):
+    line = refusal(por.download_d4rl, name)
+    told = f"benchmarks.datasets.collect {por.dataset_family(name)}" in line
+    assert told == (por.dataset_family(name) in RECIPES)
+    assert told == ("no recipe" not in line)
 
 
 def test_folders_of_other_people_do_not_hinder_the_search_for_a_name(tmp_path):
