@@ -446,6 +446,8 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
         sys.exit("--num-actions must be at least 1")
     set_observation_statistics(task, data, args.normalize)
     if "antmaze" in task.name.lower():
+        if args.scale_rewards:
+            sys.exit("--scale-rewards True: rewards of AntMaze become 10 r - 5; leave it out")
         task.reward_scale = 10.0
         task.reward_shift = -5.0
     elif args.scale_rewards and task.ordered:

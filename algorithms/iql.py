@@ -291,6 +291,10 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
     if task.action_low is None:
         sys.exit(f"{task.env_id}: IQL's tanh needs actions with bounds; POR does not")
     if "antmaze" in task.name.lower():
+        if args.scale_rewards:
+            sys.exit(
+                "--scale-rewards True: rewards of AntMaze are lowered by 1 instead; leave it out"
+            )
         task.reward_shift = -1.0
     elif args.scale_rewards and task.ordered:
         returns = episode_returns(data)

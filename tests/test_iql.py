@@ -297,6 +297,12 @@ def test_settings_are_the_papers(name, tau, beta, dropout, scaled):
     assert iql.apply_settings(iql.Args(env=name, tau=0.8)).tau == 0.8
 
 
+def test_scaled_rewards_of_mazes_are_refused():
+    args = iql.Args(scale_rewards=True)
+    with pytest.raises(SystemExit, match="--scale-rewards True: rewards of AntMaze"):
+        iql.prepare_data(args, {}, make_task(iql, 1, 1, name="antmaze-umaze-v2"))
+
+
 def test_actions_without_bounds_are_refused():
     task = make_task(iql, env_id="Some-v0", action_low=None, action_high=None)
     with pytest.raises(SystemExit, match="Some-v0: .*bounds"):
