@@ -355,3 +355,8 @@ def test_what_cannot_work_is_refused():
         cql.prepare_data(make_args(), {}, task)
     with pytest.raises(SystemExit, match="--num-actions"):
         cql.prepare_data(make_args(num_actions=0), {}, make_task(cql))
+    row = {"observations": np.ones((1, 1), np.float32), "rewards": np.ones(1, np.float32)}
+    row |= {"actions": row["observations"], "next_valid": np.ones(1), "terminals": np.ones(1)}
+    maze = make_task(cql, 1, 1, name="antmaze-umaze-v2")
+    with pytest.raises(SystemExit, match="--scale-rewards True: rewards of AntMaze"):
+        cql.prepare_data(make_args(scale_rewards=True), make_data(row, [True]), maze)
