@@ -28,7 +28,7 @@ NOT_OFFLINE = ("ppo", "trpo", "dagger", "discrete_bcq")
 
 
 def board_rows(rows: list[Row], updates: int) -> list[Row]:
-    """Return the rows of the board: today's runs of ours, offline, of two seeds or more."""
+    """Return the rows of the board: today's runs of ours, offline."""
     return [
         row
         for row in of_first_targets(rows)
@@ -36,18 +36,22 @@ def board_rows(rows: list[Row], updates: int) -> list[Row]:
         and row.updates == updates
         and row.phase != "online"
         and not (row.first_casting or row.control)
-        and row.seeds > 1
     ]
 
 
+def several_seeds(rows: list[Row], dataset: str) -> list[Row]:
+    """Return the rows of a dataset that are compared: one seed has no deviation to judge by."""
+    return [row for row in rows if row.dataset == dataset and row.seeds > 1]
+
+
 def ranks(rows: list[Row]) -> dict[str, list[int]]:
-    """Return the places of each label, 1 for the best, on the datasets where it has a score."""
-    places = {}
+    """Return the places of each label, 1 for the best, on the datasets where it has several seeds."""
+    places = {row.label: [] for row in rows}
     for dataset in DATASETS:
-        means = {row.label: row.final.mean() for row in rows if row.dataset == dataset}
+        means = {row.label: row.final.mean() for row in several_seeds(rows, dataset)}
         for label, mean in means.items():
             better = sum(other > mean for other in means.values())
-            places.setdefault(label, []).append(1 + better)
+            places[label].append(1 + better)
     return places
 
 
@@ -55,7 +59,7 @@ def among_the_best(rows: list[Row]) -> set[tuple[str, str]]:
     """Return (label, dataset) of what lies within one standard error of a dataset's best mean."""
     found = set()
     for dataset in DATASETS:
-        here = [row for row in rows if row.dataset == dataset]
+        here = several_seeds(rows, dataset)
         if not here:
             continue
         best = max(here, key=lambda row: row.final.mean())
@@ -72,14 +76,17 @@ def board_table(rows: list[Row], updates: int) -> str:
     places, best = ranks(chosen), among_the_best(chosen)
     lines = []
     by_name = sorted(places)
-    for label in sorted(by_name, key=lambda label: np.mean(places[label])):
+    for label in sorted(by_name, key=lambda label: np.mean(places[label] or [np.inf])):
         line = [label]
         for dataset in datasets:
             found = [row for row in chosen if (row.label, row.dataset) == (label, dataset)]
             text = mean_and_spread(found[0].final) if found else "-"
+            if found and found[0].seeds == 1:
+                text += " (1 seed)"
             line.append(f"**{text}**" if (label, dataset) in best else text)
-        mean = f"{np.mean(places[label]):.1f}"
-        lines.append([*line, f"{mean} (of {len(places[label])})"])
+        known = places[label]
+        line.append(f"{np.mean(known):.1f} (of {len(known)})" if known else "-")
+        lines.append(line)
     levels = ["*behaviour policy*"]
     for dataset in datasets:
         known = [row.level for row in chosen if row.dataset == dataset and row.level is not None]

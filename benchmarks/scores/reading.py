@@ -322,6 +322,7 @@ class Row:
     target: float | None = None  # return that the policy was asked for, if it is asked for one
     target_number: int = 0  # its place among those of the run
     plain_label: str = ""  # the label without the target
+    runs: list["Row"] = field(default_factory=list)  # those whose seeds were joined; none: itself
 
     @property
     def dataset(self) -> str:
@@ -560,6 +561,36 @@ def in_order(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=place)
 
 
+def experiment(row: Row) -> tuple:
+    """Return what two runs share that differ in their seeds only."""
+    names = ("label", "dataset", "fingerprint", "group", "phase", "target", "target_number")
+    lengths = (*row.at, row.episodes, row.schedule, row.first_casting)
+    whose = row.control.get("repository"), row.control.get("commit"), row.control.get("file")
+    return *(getattr(row, name) for name in names), lengths, whose
+
+
+def join_seeds(rows: list[Row]) -> list[Row]:
+    """Make one row of runs that differ in `--seed` only. The first of them gives its name."""
+    together = {}
+    for row in sorted(rows, key=lambda row: row.args["seed"]):
+        together.setdefault(experiment(row), []).append(row)
+    joined = []
+    for runs in together.values():
+        seeds = {row.args["seed"] for row in runs}
+        if len(runs) == 1 or len(seeds) < len(runs):  # the same seed twice is no second opinion
+            joined += runs
+            continue
+        row = replace(
+            runs[0],
+            curve=np.concatenate([row.curve for row in runs], axis=1),
+            commits=list(dict.fromkeys(commit for row in runs for commit in row.commits)),
+            device="; ".join(dict.fromkeys(row.device for row in runs)),
+            runs=runs,
+        )
+        joined.append(row)
+    return joined
+
+
 def read_results(folder: Path) -> list[Row]:
     """Return the rows of all finished results below a folder. Raise ValueError for a bad one."""
     rows = []
@@ -568,4 +599,4 @@ def read_results(folder: Path) -> list[Row]:
         if found := complaints(result):
             raise ValueError(f"{path} cannot be trusted: {'; '.join(found)}")
         rows += labelled_rows(path, result)
-    return in_order(rows)
+    return in_order(join_seeds(rows))

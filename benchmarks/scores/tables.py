@@ -264,12 +264,15 @@ def score_table(section: Section, targets: dict) -> str:
     header += ["published at as many updates", "behaviour policy", "device, commit"]
     lines = []
     for row in section.rows:
+        runs = row.runs or [row]
         link = f"[**{mean_and_spread(row.final)}**](results/{'/'.join(row.file.parts[-2:])})"
+        for run in runs[1:]:
+            link += f" [seed {run.args['seed']}](results/{'/'.join(run.file.parts[-2:])})"
         unit = "" if row.scored else " (return)"
         line = [
             row.label,
             f"`{row.dataset}` {row.fingerprint[:6]}",
-            f"{row.seeds} (seed {row.args['seed']})",
+            ", ".join(f"{run.seeds} (seed {run.args['seed']})" for run in runs),
             row.length,
             link + unit,
             mean_and_spread(row.last_ten),

@@ -84,6 +84,34 @@ def test_a_sound_result_is_read(folder):
     assert row.level == pytest.approx(43.6, abs=0.1)
 
 
+def test_runs_with_other_seeds_are_one_row(folder):
+    for name, seed, scores in (("a", 0, (40, 41)), ("b", 2, (70,)), ("c", 7, (10,))):
+        put(folder, f"d/iql-{name}", make_result("iql", HOPPER, scores, seed=seed))
+    put(folder, "d/other", make_result("iql", HOPPER, (5,), seed=9, beta=7.0))
+    put(folder, "d/longer", make_result("iql", HOPPER, (6,), seed=9, updates=200_000))
+    rows = {row.label: row for row in reading.read_results(folder) if row.updates == 100_000}
+    assert sorted(rows) == ["IQL", "IQL (beta 7.0)"]
+    assert rows["IQL"].final.tolist() == [40, 41, 70, 10] and rows["IQL"].seeds == 4
+    assert rows["IQL"].curve.shape == (10, 4)
+    assert [run.file.stem for run in rows["IQL"].runs] == ["iql-a", "iql-b", "iql-c"]
+    assert rows["IQL"].file.stem == "iql-a" and rows["IQL (beta 7.0)"].runs == []
+
+
+def test_the_same_seed_twice_stays_two_rows(folder):
+    for name in "ab":
+        put(folder, f"d/iql-{name}", make_result("iql", HOPPER, (40, 41)))
+    assert [row.seeds for row in reading.read_results(folder)] == [2, 2]
+
+
+def test_a_table_names_the_runs_of_a_row(folder, blank):
+    put(folder, "d/iql", make_result("iql", HOPPER, (40, 41)))
+    put(folder, "d/iql-seed-2", make_result("iql", HOPPER, (70,), seed=2))
+    tables.main(options(folder))
+    page = (folder / "page.md").read_text()
+    assert "| 2 (seed 0), 1 (seed 2) |" in page
+    assert "(results/d/iql.json) [seed 2](results/d/iql-seed-2.json) |" in page
+
+
 def test_both_castings_give_the_same_row(folder):
     new = make_result("por", guide="q", scores=(40, 41, 42))
     rows = [read_row(result, folder) for result in (new, of_first_casting(new, "fp32"))]
@@ -931,12 +959,20 @@ def test_the_board_ranks_and_marks_the_best(tmp_path):
     assert "PPO" not in text
 
 
-def test_the_board_has_no_single_seeds_controls_or_other_data(tmp_path):
-    hopper = board.DATASETS[0]
-    results = {("bc", hopper): (40.0,), ("iql", "rebuilt/hopper/medium-v0"): (80.0, 70.0)}
-    rows = board_of(tmp_path, results)
+def test_the_board_has_no_other_data(tmp_path):
+    rows = board_of(tmp_path, {("iql", "rebuilt/hopper/medium-v0"): (80.0, 70.0)})
     assert board.board_rows(rows, 50_000) == []
     assert board.board_text(rows) == "There are no results yet."
+
+
+def test_a_single_seed_on_the_board_has_no_rank(tmp_path):
+    hopper = board.DATASETS[0]
+    rows = board_of(tmp_path, {("bc", hopper): (40.0, 42.0), ("iql", hopper): (80.0,)})
+    assert board.ranks(rows) == {"BC": [1], "IQL": []}
+    assert board.among_the_best(rows) == {("BC", hopper)}
+    table = board.board_table(rows, 50_000).splitlines()
+    assert table[2].startswith("| BC | **41.0 ± 1.0** | 1.0 (of 1) |")
+    assert table[3].startswith("| IQL | 80.0 (1 seed) | - |")
 
 
 def test_the_board_as_csv(tmp_path):
