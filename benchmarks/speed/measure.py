@@ -7,13 +7,14 @@ configuration is a process of its own, and they take turns block by block.
     python -m benchmarks.speed.measure --script por iql --num-seeds 1 5 --execution eager compile
     python -m benchmarks.speed.measure --script spot --phase vae
     python -m benchmarks.speed.measure --script por --task antmaze --threads 1 -- --guide q
+    python -m benchmarks.speed.measure --script discrete_bcq --task cartpole
     python -m benchmarks.speed.measure --script iql td3_bc --checkouts others \\
         --jax-python jax/bin/python --out benchmarks/speed/results/amd.json
 
-Words after -- are options of the scripts. --checkouts is a folder with some of CORL, TD3_BC, SPOT,
-POR, JAX-CORL and unifloral in it; those that have an update to compare with a --script are timed,
-too. Code in JAX needs a Python of its own, which has JAX. Compare only what one command measured,
-and measure while nothing else runs on the machine.
+Words after -- are options of the scripts. --checkouts is a folder with some of the projects in it
+that benchmarks/speed/README.md lists; those that have an update to compare with a --script are
+timed, too. Code in JAX needs a Python of its own, which has JAX. Compare only what one command
+measured, and measure while nothing else runs on the machine.
 """
 
 import json
@@ -32,13 +33,18 @@ from benchmarks.common import git_commit, machine, script_path, split_words, wri
 from benchmarks.speed.ours import Config, start_worker, worker_env
 from benchmarks.speed.page import tables
 from benchmarks.speed.peers import PROJECTS, load_peers
+from benchmarks.speed.rows import TASKS
 from benchmarks.speed.turns import Worker, time_in_turn
+
+# They gather their rows while they train.
+ONLINE_ONLY = ("dagger", "ppo", "trpo")
+DISCRETE = ("discrete_bcq",)  # it takes whole numbers as actions, and the others vectors
 
 
 @dataclass
 class Args:
     script: tuple[str, ...] = ("por",)  # files in algorithms/, without .py
-    task: Literal["hopper", "halfcheetah", "walker2d", "antmaze"] = "halfcheetah"  # dimensions
+    task: Literal["hopper", "halfcheetah", "walker2d", "antmaze", "cartpole"] = "halfcheetah"
     phase: str = "train"  # of the script: train, or one before it, such as SPOT's vae
     num_seeds: tuple[int, ...] = (1,)  # numbers of agents that train at once
     execution: tuple[Literal["eager", "compile", "graph"], ...] = ("eager", "compile")
@@ -57,6 +63,12 @@ def check_args(args: Args) -> None:
     """Refuse what cannot be measured before any process starts."""
     for script in args.script:
         script_path(script)
+        if script in ONLINE_ONLY:
+            sys.exit(
+                f"{script} gathers its rows while it trains, so it has no updates on stored ones"
+            )
+        if (script in DISCRETE) != TASKS[args.task].discrete:
+            sys.exit(f"{script} does not take the kind of actions that --task {args.task} has")
     if min(args.blocks, args.rows, args.seconds, *args.num_seeds) <= 0 or args.eval_episodes < 0:
         sys.exit("--blocks, --rows, --seconds and --num-seeds must be above 0")
     if args.threads is not None and args.threads < 1:

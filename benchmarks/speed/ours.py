@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from benchmarks.common import load_script
-from benchmarks.speed.peers import BATCH
+from benchmarks.speed.peers import BATCH, BATCHES
 from benchmarks.speed.rows import TASKS, random_rows
 from benchmarks.speed.turns import Worker, serve
 
@@ -57,7 +57,7 @@ def build(config: Config) -> tuple[ModuleType, object]:
         }
         words = [str(word) for option in options.items() for word in option]
         # Some scripts have another default, but rows of one table are to be comparable.
-        batch = ["--batch-size", str(BATCH)]
+        batch = ["--batch-size", str(BATCHES.get(config.script, BATCH))]
         run = script.start_run(tyro.cli(script.Args, args=[*batch, *config.words, *words]))
     run.task.env_kwargs = shape.env_kwargs
     return script, run

@@ -142,8 +142,8 @@ def readme_table(files: list[dict]) -> str:
     ((machine, threads),) = about
     text = (
         f"Milliseconds per update of one agent ({machine}; CPU threads: {threads}), written by "
-        "`python -m benchmarks.speed.page`. Batches of 256; the networks are each algorithm's own. "
-        "Not all were measured on the same day."
+        "`python -m benchmarks.speed.page`. Batches of 256 (DT: 64 contexts of 20 steps); the "
+        "networks are each algorithm's own. Not all were measured on the same day."
     )
     return f"{markdown_table(['algorithm', *(f'`{way}`' for way in ways)], lines)}\n\n{text}"
 

@@ -14,6 +14,7 @@ class TaskShape(NamedTuple):
     obs_dim: int
     act_dim: int
     env_kwargs: dict  # with these, episodes last to the time limit
+    discrete: bool = False  # is an action one of act_dim numbers?
 
 
 UPRIGHT = {"terminate_when_unhealthy": False}
@@ -22,6 +23,7 @@ TASKS = {
     "halfcheetah": TaskShape("halfcheetah-medium-v2", 17, 6, {}),
     "walker2d": TaskShape("walker2d-medium-v2", 17, 6, UPRIGHT),
     "antmaze": TaskShape("antmaze-umaze-v2", 29, 8, {}),
+    "cartpole": TaskShape("CartPole-v1", 4, 2, {}, discrete=True),
 }
 
 
@@ -30,13 +32,22 @@ def random_rows(task: str, rows: int) -> dict:
     shape = TASKS[task]
     rng = np.random.default_rng(0)
     observations = rng.standard_normal((rows, shape.obs_dim), np.float32)
-    timeouts = np.arange(1, rows + 1) % EPISODE_STEPS == 0
-    timeouts[-1] = True
+    if shape.discrete:
+        actions = rng.integers(shape.act_dim, size=rows)
+    else:
+        actions = rng.uniform(-1, 1, (rows, shape.act_dim)).astype(np.float32)
     return {
         "observations": observations,
-        "actions": rng.uniform(-1, 1, (rows, shape.act_dim)).astype(np.float32),
+        "actions": actions,
         "rewards": rng.standard_normal(rows, np.float32),
         "terminals": np.zeros(rows, bool),
-        "timeouts": timeouts,
+        "timeouts": episode_ends(rows),
         "next_observations": np.roll(observations, -1, axis=0),
     }
+
+
+def episode_ends(rows: int) -> np.ndarray:
+    """Return in which rows an episode is cut."""
+    ends = np.arange(1, rows + 1) % EPISODE_STEPS == 0
+    ends[-1] = True
+    return ends

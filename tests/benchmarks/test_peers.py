@@ -83,6 +83,31 @@ def test_corl_samples_and_trains(load, build, file, algorithm, optimizers):
     assert len(made) == optimizers and len(weights) == 2 * optimizers
 
 
+def test_corl_dt_makes_turns_of_its_train_and_tells_its_errors(load):
+    module, turns = load("dt"), []
+    module.TrainConfig = lambda **options: SimpleNamespace(**options)
+
+    def train(config):
+        env = load("gym").wrappers.TransformReward(load("gym").make("any"))
+        assert env.get_dataset()["timeouts"].tolist() == [False] * 9 + [True]
+        shapes = env.observation_space.shape, env.action_space.shape
+        list(module.trange(3, desc="Processing trajectories"))
+        for step in module.trange(config.update_steps, desc="Training"):
+            turns.append((shapes, config.batch_size, config.target_returns))
+            if step == 2:
+                raise ValueError("this turn failed")
+
+    module.train = train
+    turn = corl.dt(load, ROWS | {"rewards": np.zeros(10)}, "hopper", "cpu")
+    assert load("pyrallis").wrap()(train) is train
+    assert not turns
+    turn()
+    turn()
+    assert turns == [(((11,), (3,)), 64, ())] * 2
+    with pytest.raises(ValueError, match="this turn failed"):
+        turn()
+
+
 @pytest.mark.parametrize(
     "build, file, algorithm", [(td3_bc.build, "TD3_BC", "TD3_BC"), (spot.build, "SPOT", "SPOT_TD3")]
 )

@@ -5,6 +5,7 @@ python -m pytest tests/benchmarks/test_speed.py
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,6 @@ from benchmarks.speed.turns import Worker, time_in_turn
 from tests import sync
 from tests.helpers import small_options
 
-# They take Discrete actions, an expert, or no data at all, which random rows do not have.
-NOT_TIMED = ("discrete_bcq", "dagger", "ppo", "trpo")
 pytestmark = pytest.mark.usefixtures("isolated")
 
 
@@ -37,6 +36,19 @@ def test_rows_have_d4rls_layout():
     assert 0.99 < np.abs(data["actions"]).max() <= 1
     assert np.flatnonzero(data["timeouts"]).tolist() == [999, 1_999, 2_499]
     assert not data["terminals"].any()
+
+
+def test_discrete_actions_are_numbers():
+    data = random_rows("cartpole", 2_500)
+    assert set(data["actions"].tolist()) == {0, 1}
+    assert data["observations"].shape == (2_500, 4)
+
+
+@pytest.mark.parametrize("script, batch", [("bc", 256), ("dt", 64)])
+def test_batches_are_of_256_or_what_the_page_says(script, batch, monkeypatch):
+    module = ours.load_script(script)
+    monkeypatch.setattr(module, "start_run", lambda args: SimpleNamespace(args=args, task=args))
+    assert ours.build(ours.Config(script, rows=2_000))[1].args.batch_size == batch
 
 
 @pytest.mark.parametrize("task, guide", [("hopper", "q"), ("halfcheetah", "weighted")])
@@ -86,9 +98,10 @@ def test_updates_train_and_nan_is_found():
         updates.check()
 
 
-@pytest.mark.parametrize("script", [s for s in sync.read_scripts() if s not in NOT_TIMED])
+@pytest.mark.parametrize("script", [s for s in sync.read_scripts() if s not in measure.ONLINE_ONLY])
 def test_every_script_can_be_timed(script):
-    config = ours.Config(script, num_seeds=2, rows=2_000, words=small_options(script))
+    task = "cartpole" if script in measure.DISCRETE else "halfcheetah"
+    config = ours.Config(script, task, num_seeds=2, rows=2_000, words=small_options(script))
     updates = ours.Updates(*ours.build(config), "train")
     updates.update(2)
     updates.check()
@@ -157,6 +170,9 @@ def test_the_command_prints_a_table_and_writes_numbers(tmp_path, monkeypatch, ca
     "words, complaint",
     [
         (["--script", "dqn"], "no script dqn"),
+        (["--script", "bc", "ppo"], "ppo gathers its rows while it trains"),
+        (["--script", "bc", "discrete_bcq"], "discrete_bcq does not take the kind of actions"),
+        (["--script", "bc", "--task", "cartpole"], "bc does not take the kind of actions"),
         (["--blocks", "0"], "above 0"),
         (["--num-seeds", "0"], "above 0"),
         (["--threads", "0"], "--threads"),

@@ -11,7 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-BATCH = 256  # rows of every timed update, ours and theirs; the default of most scripts
+BATCH = 256  # rows of a timed update, ours and theirs; the default of most scripts
+# A row of DT is a context of 20 steps; its authors' batch.
+BATCHES = {"dt": 64}
 # The folder of a checkout -> the module that knows its code. None imports more than NumPy here,
 # because those in JAX run in an interpreter without PyTorch.
 PROJECTS = {

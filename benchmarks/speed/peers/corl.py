@@ -1,9 +1,12 @@
 """CORL (Tarasov et al.): single-file scripts in PyTorch."""
 
+import threading
 from collections.abc import Callable
+from queue import SimpleQueue
+from types import SimpleNamespace
 
-from benchmarks.speed.peers import BATCH, Peer
-from benchmarks.speed.rows import TASKS
+from benchmarks.speed.peers import BATCH, BATCHES, Peer
+from benchmarks.speed.rows import TASKS, episode_ends
 
 
 def adam(network):
@@ -118,6 +121,64 @@ def cql(load, rows: dict, task: str, device: str) -> Callable:
     return loop(module, trainer, rows, task, device)
 
 
+def dt(load, rows: dict, task: str, device: str) -> Callable:
+    """Run the train() of dt.py, whose loop holds the update. It has to wait before every turn."""
+    shape = TASKS[task]
+    load("pyrallis").wrap.return_value = lambda function: function  # it decorates train()
+    module = load("dt")
+    rows = rows | {"timeouts": episode_ends(len(rows["rewards"]))}
+    env = SimpleNamespace(
+        get_dataset=lambda: rows,
+        observation_space=SimpleNamespace(shape=(shape.obs_dim,)),
+        action_space=SimpleNamespace(shape=(shape.act_dim,)),
+    )
+    gym = load("gym")
+    gym.make.return_value = env
+    gym.wrappers.TransformReward.return_value = env  # the last of its wrappers
+    config = module.TrainConfig(
+        device=device,
+        batch_size=BATCHES["dt"],
+        num_workers=0,  # it draws in the process that trains, as all others do
+        update_steps=10**9,  # it is stopped from outside
+        target_returns=(),  # it evaluates before the first update, but nothing then
+    )
+    return TurnByTurn(module, config).turn
+
+
+class TurnByTurn:
+    """A train() in a thread of its own, whose loop makes a turn when it is told to."""
+
+    def __init__(self, module, config):
+        self.orders = SimpleQueue()
+        self.reports = SimpleQueue()  # None: it waits; an exception: it has ended
+        module.trange = self.steps
+        threading.Thread(target=self.run, args=(module.train, config), daemon=True).start()
+        self.wait()
+
+    def run(self, train: Callable, config) -> None:
+        try:
+            train(config)
+        except Exception as error:
+            self.reports.put(error)
+
+    def steps(self, count: int, desc: str):
+        """Take the place of tqdm's trange, which counts the turns of all their loops."""
+        for step in range(count):
+            if desc == "Training":
+                self.reports.put(None)
+                self.orders.get()
+            yield step
+
+    def wait(self) -> None:
+        error = self.reports.get()
+        if error is not None:
+            raise error
+
+    def turn(self) -> None:
+        self.orders.put("turn")
+        self.wait()
+
+
 REPOSITORY = "corl-team/CORL"
 COMMIT = "eeeeef2671235fcce3a3eb255576a207d78840e6"
 FOLDER = "algorithms/offline"
@@ -166,5 +227,16 @@ PEERS = [
         files={"cql.py": "099bce2958ae3d94a74d6eb4a405e2f547e99e48"},
         timed="`ReplayBuffer.sample` and `ContinuousCQL.train`",
         build=cql,
+    ),
+    Peer(
+        script="dt",
+        repository=REPOSITORY,
+        commit=COMMIT,
+        folder=FOLDER,
+        files={"dt.py": "367c337ef4d86fd4f3a5cc1078f680ae2cafc742"},
+        timed="a turn of the loop in its `train`, which draws contexts by its `DataLoader`, here "
+        "without processes of their own (`num_workers=0`, theirs is 4); GELU where ours, like the "
+        "authors', has ReLU",
+        build=dt,
     ),
 ]
