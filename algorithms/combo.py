@@ -595,7 +595,9 @@ class COMBO(nn.Module):
 
         # Eq. 6: both Q-functions learn one target, and each is bent by its own gap.
         q = self.critic(s, batch["actions"])
-        scores = values(self.critic, s[:, first:], actions) - log_density.unsqueeze(1)
+        # On a CPU, three calls are faster than one whose layers do not fit into the cache.
+        parts = [values(self.critic, s[:, first:], part) for part in actions.chunk(3, 2)]
+        scores = torch.cat(parts, 3) - log_density.unsqueeze(1)
         gap = scores.logsumexp(3).mean(2) - q[:, :, :num_real].mean(2)
         td_loss = ((q - target.unsqueeze(1)) ** 2).mean(2)
         critic_loss = (td_loss + args.weight * gap).sum(1)

@@ -363,7 +363,9 @@ class CQL(nn.Module):
 
     def gap(self, s, q, actions, log_density):
         """Eq. 4. Return by how much a soft maximum exceeds Q of the recorded actions: (N, 2)."""
-        scores = values(self.critic, s, actions)
+        # On a CPU, three calls are faster than one whose layers do not fit into the cache.
+        parts = [values(self.critic, s, part) for part in actions.chunk(3, 2)]
+        scores = torch.cat(parts, 3)
         if self.args.variant == "h":
             scores = scores - log_density.unsqueeze(1)
         else:
