@@ -197,7 +197,7 @@ class Critic(nn.Module):
 
 
 class TanhGaussian(nn.Module):
-    """Eq. 5: a Gaussian whose mean and std depend on s, squashed into [-1, 1]."""
+    """pi: a Gaussian whose mean and std depend on s, squashed into [-1, 1]."""
 
     def __init__(self, num_seeds: int, obs_dim: int, act_dim: int, hidden: int):
         super().__init__()
