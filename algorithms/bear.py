@@ -263,7 +263,7 @@ class SampledPolicy(nn.Module):
 
 
 def mean_kernel(x, y, kernel: str, sigma: float):
-    """Return the mean of Eq. 3 over all pairs: (N, B, n, act), (N, B, m, act) -> (N, B)."""
+    """Return the mean kernel of all pairs: (N, B, n, act), (N, B, m, act) -> (N, B)."""
     difference = x.unsqueeze(3) - y.unsqueeze(2)
     distance = difference**2 if kernel == "gaussian" else difference.abs()
     return (-distance.sum(-1) / (2 * sigma)).exp().mean((2, 3))
