@@ -1,0 +1,1 @@
+"""Which algorithm can learn from which data? The figures of BEAR and BCQ on a small task."""

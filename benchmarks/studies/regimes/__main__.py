@@ -1,0 +1,3 @@
+from benchmarks.studies.regimes.study import main
+
+main()
