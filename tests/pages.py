@@ -35,6 +35,7 @@ PAGES = [
     "benchmarks/studies/imitation/README.md",
     "benchmarks/studies/off_policy/README.md",
     "benchmarks/studies/physics/README.md",
+    "benchmarks/studies/regimes/README.md",
     "benchmarks/studies/support/README.md",
 ]
 STARTS = ("python ", "make ", "mkdir ", "git ", "cd ", "source ", "tensorboard ", "wandb ", "for ")
@@ -103,6 +104,10 @@ SHORTER = [
     (
         r"(studies\.dataset_size.*)",
         r"\1 --num-seeds 2 --sizes 200 --random-size 200 --num-updates 5 --eval-every 5",
+    ),
+    (
+        r"(studies\.regimes.*)",
+        r"\1 --num-seeds 2 --random-steps 200 --num-updates 5 --eval-every 5 --episodes 1",
     ),
     (r"(studies\.support.*)", r"\1 --num-seeds 2 --lengths 2 4"),
     (r"(studies\.awr.*)", r"\1 --num-seeds 2 --iterations 2 --episodes 1 --variants awr no-clip"),

@@ -60,6 +60,7 @@ from matplotlib.figure import Figure
 from benchmarks.common import (
     DATA_COLOR,
     algorithm_color,
+    algorithm_marker,
     algorithm_name,
     load_script,
     markdown_table,
@@ -378,8 +379,10 @@ def draw(found: dict) -> Figure:
         for axes, (panel, algorithms) in zip(all_axes, group.items(), strict=True):
             numbers = found["panels"][panel]
             for name in algorithms:
-                look = {"color": algorithm_color(LOOKS.get(name, name)), "linewidth": 2.2}
-                draw_curve(axes, numbers["algorithms"][name], look | {"label": label(name)})
+                script = LOOKS.get(name, name)
+                look = {"color": algorithm_color(script), "marker": algorithm_marker(script)}
+                look |= {"label": label(name), "linewidth": 2.2, "markersize": 6}
+                draw_curve(axes, numbers["algorithms"][name], look)
             dashed = {"color": DATA_COLOR, "linestyle": "--", "linewidth": 1.8}
             if numbers["data_return"]["mean"] is not None:
                 level = numbers["data_return"]["mean"]
