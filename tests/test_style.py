@@ -311,13 +311,45 @@ def complaints_of_requirements(requirements: Path, paths: list[Path]) -> list[st
     return bad
 
 
+def equations_named_in(text: str) -> set[int]:
+    """Return 3, 4 and 5 for 'Eq. 3 to 5', or for 'Eq. 3, 4 and 5'."""
+    found = set()
+    for first, rest in re.findall(r"Eq\. (\d+)((?:(?: to | and | or |, )\d+)*)", text):
+        numbers = [int(first), *map(int, re.findall(r"\d+", rest))]
+        found |= set(range(numbers[0], numbers[1] + 1)) if " to " in rest else set(numbers)
+    return found
+
+
+def complaints_of_equations(paths: list[Path]) -> list[str]:
+    """Numbers of equations that the header lacks, or that mean others in a shared definition."""
+    bad = []
+    meanings = {}
+    for path in paths:
+        tree = tree_of(path)
+        header = ast.get_docstring(tree) or ""
+        found = re.findall(r"^ {4}\((\d+)\) (.*)", header, re.MULTILINE)
+        equations = {int(number): line.split() for number, line in found}
+        lines = text_of(path).splitlines()
+        for node in tree.body[1:]:
+            named = equations_named_in("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+            for number in sorted(named):
+                if number not in equations:
+                    bad.append(f"{path.name}:{node.lineno}: there is no equation {number}")
+                elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+                    key = node.name, ast.dump(node), number
+                    other = meanings.setdefault(key, (path, equations[number]))
+                    if other[1] != equations[number]:
+                        bad.append(f"{path.name}, {other[0].name}: {node.name} names {number}")
+    return bad
+
+
 OF_ONE_SCRIPT = (
     complaints_of_nature,
     complaints_of_hooks,
     complaints_of_independence,
     complaints_of_docstrings,
 )
-OF_ALL_SCRIPTS = (complaints_of_sharing, complaints_of_commands)
+OF_ALL_SCRIPTS = (complaints_of_sharing, complaints_of_commands, complaints_of_equations)
 
 # ---- The repository ----
 
@@ -542,6 +574,30 @@ def test_docstrings_are_checked(write):
     assert complaints_of_docstrings(bad)[0].endswith("helper has no docstring")
     assert complaints_of_docstrings(write(('"""A script."""', ""))) == ["good.py: no docstring"]
     assert not complaints_of_docstrings(write(('    """Return twice x."""\n', "")))  # four lines
+
+
+@pytest.mark.parametrize(
+    "text, numbers",
+    [
+        ("# Eq. 3: a", {3}),
+        ("Eq. 3 to 5", {3, 4, 5}),
+        ("Eq. 2 and 4, and Eq. 7", {2, 4, 7}),
+        ("Eq. 1, 2 or 9", {1, 2, 9}),
+        ("Equation 3", set()),
+    ],
+)
+def test_equations_are_found(text, numbers):
+    assert equations_named_in(text) == numbers
+
+
+def test_equations_are_checked(write):
+    header, twice = "A script.\n\n    (1) {} = b\n", ("Return twice x.", "Return Eq. 1.")
+    one = write(("A script.", header.format("a")), twice, name="one.py")
+    same = write(("A script.", header.format("a")), twice, name="same.py")
+    other = write(("A script.", header.format("c")), twice, name="other.py")
+    assert complaints_of_equations([one, same]) == []
+    assert complaints_of_equations([one, other]) == ["other.py, one.py: helper names 1"]
+    assert complaints_of_equations([write(twice)]) == ["good.py:23: there is no equation 1"]
 
 
 # fmt: off
