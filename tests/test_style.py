@@ -591,7 +591,7 @@ def test_equations_are_found(text, numbers):
 
 
 def test_equations_are_checked(write):
-    header, twice = "A script.\n\n    (1) {} = b\n", ("Return twice x.", "Return Eq. 1.")
+    header, twice = "A script.\n\nx\n    (1) {} = b\n", ("Return twice x.", "Return Eq. 1.")
     one = write(("A script.", header.format("a")), twice, name="one.py")
     same = write(("A script.", header.format("a")), twice, name="same.py")
     other = write(("A script.", header.format("c")), twice, name="other.py")
