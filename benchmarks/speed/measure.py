@@ -68,7 +68,10 @@ def check_args(args: Args) -> None:
                 f"{script} gathers its rows while it trains, so it has no updates on stored ones"
             )
         if (script in DISCRETE) != TASKS[args.task].discrete:
-            sys.exit(f"{script} does not take the kind of actions that --task {args.task} has")
+            sys.exit(
+                f"{script} does not take the kind of actions that --task {args.task} has; "
+                f"{' and '.join(DISCRETE)} needs cartpole, and the others any other task"
+            )
     if min(args.blocks, args.rows, args.seconds, *args.num_seeds) <= 0 or args.eval_episodes < 0:
         sys.exit("--blocks, --rows, --seconds and --num-seeds must be above 0")
     if args.threads is not None and args.threads < 1:
@@ -90,7 +93,7 @@ def start_ours(args: Args, words: list[str], threads: int) -> list[Worker]:
     return workers
 
 
-def start_peers(args: Args, threads: int) -> list[Worker]:
+def start_peers(args: Args, words: list[str], threads: int) -> list[Worker]:
     """Start a process for each piece of other people's code that belongs to a script."""
     workers = []
     for project in PROJECTS:
@@ -98,10 +101,13 @@ def start_peers(args: Args, threads: int) -> list[Worker]:
         if not checkout.is_dir():
             continue
         for number, peer in enumerate(load_peers(project)):
-            if peer.script not in args.script:
+            if peer.script not in args.script or peer.phase != args.phase:
                 continue
             if peer.jax and args.jax_python is None:
                 print(f"{peer.name} is left out, because it needs --jax-python", file=sys.stderr)
+                continue
+            if peer.words not in " ".join(words):
+                print(f"{peer.name} is left out without -- {peer.words}", file=sys.stderr)
                 continue
             peer.version(checkout)  # ends the program if a file is missing
             config = {
@@ -130,7 +136,7 @@ def measure(args: Args, words: list[str]) -> list[dict]:
     try:
         workers += start_ours(args, words, threads)
         if args.checkouts is not None:
-            workers += start_peers(args, threads)
+            workers += start_peers(args, words, threads)
         rows = time_in_turn(workers, args.seconds, args.blocks, args.eval_episodes)
     finally:
         for worker in workers:

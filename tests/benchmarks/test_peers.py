@@ -22,17 +22,27 @@ from benchmarks.speed.ours import worker_env
 from benchmarks.speed.peers import (
     PROJECTS,
     Peer,
+    bail,
+    bcq,
+    bear,
     corl,
+    decision_transformer,
     jax_corl,
     load_peers,
+    offlinerl_kit,
+    onestep_rl,
+    plas,
     por,
     spot,
+    td3,
     td3_bc,
     unifloral,
 )
 from benchmarks.speed.peers.jax_loop import JaxLoop
+from benchmarks.speed.rows import random_rows
 
 ROWS = {"observations": np.zeros((10, 11), np.float32), "terminals": np.zeros(10, bool)}
+ALL_ROWS = random_rows("hopper", 10)
 
 
 # ---- What is called of each peer, shown by mocks of their files ----
@@ -121,6 +131,223 @@ def test_td3_bc_and_spot_train_from_their_buffer(load, build, file, algorithm):
         load("vae").VAE.assert_called_once_with(11, 3, 6, 1.0)
         load("vae").VAE.return_value.eval.assert_called_once_with()
         assert policy.call_args.args[0] is load("vae").VAE.return_value
+
+
+@pytest.mark.parametrize(
+    "build, file, algorithm, arguments",
+    [
+        (td3.td3, "TD3", "TD3", (256,)),
+        (td3.ddpg, "DDPG", "DDPG", (256,)),
+        (bcq.continuous, "BCQ", "BCQ", (1, 256)),
+    ],
+)
+def test_td3_ddpg_and_bcq_train_from_a_buffer_of_all_rows(load, build, file, algorithm, arguments):
+    train = build(load, ALL_ROWS, "hopper", "cpu")
+    buffer = load("utils").ReplayBuffer
+    policy = getattr(load(file), algorithm)
+    assert buffer.call_args.args[:2] == policy.call_args.args[:2] == (11, 3)
+    state, action, next_state, reward, done = buffer.return_value.add.call_args.args
+    assert (state == ALL_ROWS["observations"][9]).all()
+    assert (next_state == ALL_ROWS["observations"][0]).all()
+    assert (action == ALL_ROWS["actions"][9]).all() and reward == ALL_ROWS["rewards"][9]
+    assert not done and buffer.return_value.add.call_count == 10
+    train()
+    policy.return_value.train.assert_called_once_with(buffer.return_value, *arguments)
+
+
+def test_discrete_bcq_has_the_parameters_of_small_tasks(load):
+    rows = random_rows("cartpole", 10)
+    train = bcq.discrete(load, rows, "cartpole", "cpu")
+    policy, buffer = load("discrete_BCQ").discrete_BCQ, load("utils").ReplayBuffer
+    assert policy.call_args.args == (False, 2, 4, "cpu")
+    assert policy.call_args.kwargs["polyak_target_update"]
+    assert buffer.call_args.args == (4, False, {}, 256, 10, "cpu")
+    added = buffer.return_value.add.call_args_list
+    assert [call.args[1] for call in added] == rows["actions"].tolist()
+    assert all(len(call.args) == 7 for call in added)
+    train()
+    policy.return_value.train.assert_called_once_with(buffer.return_value)
+
+
+def test_plas_acts_in_the_latent_space_of_an_untrained_vae(load):
+    train = plas.build(load, ALL_ROWS, "hopper", "cpu")
+    module, buffer = load("algos"), load("utils").ReplayBuffer
+    module.VAEModule.assert_called_once_with(11, 3, 6, 1.0)
+    assert not module.VAEModule.return_value.method_calls
+    vae, *sizes = module.Latent.call_args.args
+    assert vae is module.VAEModule.return_value.vae and sizes == [11, 3, 6, 1.0]
+    buffer.return_value.load.assert_called_once_with(ALL_ROWS)
+    train()
+    module.Latent.return_value.train.assert_called_once_with(buffer.return_value, 1, 256)
+    assert module.logger.record_dict(module.create_stats_ordered_dict("Q", 1)) is None
+
+
+def test_bear_takes_the_fourth_gradient_of_the_multiplier_alone(load, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "backward", torch.Tensor.backward)  # to be put back
+    policy, buffer = load("algos").BEAR.return_value, load("utils").ReplayBuffer.return_value
+    policy.log_lagrange2 = multiplier = torch.ones((), requires_grad=True)
+    buffer.storage = {}
+    train = bear.build(load, ALL_ROWS, "hopper", "cpu")
+    assert buffer.storage["rewards"].shape == (10, 1)
+    assert {column.dtype.name for column in buffer.storage.values()} == {"float32"}
+    options = load("algos").BEAR.call_args.kwargs
+    assert (options["num_samples_match"], options["mode"], options["version"]) == (5, "auto", "0")
+    train()
+    policy.train.assert_called_once_with(buffer, 1, 256)
+    for _ in range(2):
+        weight = torch.ones((), requires_grad=True)
+        for gradients in (1, 2, 3, 3):
+            (weight * multiplier).backward()
+            assert weight.grad == gradients
+    assert multiplier.grad == 8
+
+
+@pytest.mark.parametrize("build, learner", [(onestep_rl.policy, "pi"), (onestep_rl.q, "q")])
+def test_onestep_trains_one_learner_on_a_replay_with_next_actions(load, build, learner):
+    train = build(load, ALL_ROWS, "hopper", "cpu")
+    replay = load("replay_buffer").Replay
+    replay.assert_called_once_with((11,), (3,), has_next_action=True, max_size=10)
+    state, action, reward, next_state, next_action, done = load(
+        "replay_buffer"
+    ).Transition.call_args.args
+    assert (action == ALL_ROWS["actions"][9]).all() and not done
+    assert (next_action == ALL_ROWS["actions"][0]).all()
+    assert (next_state == ALL_ROWS["observations"][0]).all()
+    assert replay.return_value.append.call_count == 10
+    module = load("policy_learner")
+    pi, beta = module.ReverseKLRegLearner, module.BCLearner.return_value
+    q, baseline = load("q_learner").SarsaLearner, load("baseline_learner").SampledValueBaseline
+    for call in (pi.call_args, q.call_args):
+        assert call.kwargs["width"] == 1024 and call.kwargs["batch_size"] == 256
+    pi.return_value.load_from_pilearner.assert_called_once_with(beta)
+    train()
+    if learner == "pi":
+        expected = (replay.return_value, q.return_value, baseline.return_value, beta)
+        pi.return_value.train_step.assert_called_once_with(*expected)
+        assert not q.return_value.train_step.called
+    else:
+        q.return_value.train_step.assert_called_once_with(
+            replay.return_value, pi.return_value, beta
+        )
+        assert not pi.return_value.train_step.called
+
+
+@pytest.mark.parametrize(
+    "build, algorithm, num_real, layers",
+    [(offlinerl_kit.mopo, "MOPOPolicy", 12, 2), (offlinerl_kit.combo, "COMBOPolicy", 128, 3)],
+)
+def test_offlinerl_kit_learns_from_both_kinds_of_rows(load, build, algorithm, num_real, layers):
+    load("offlinerlkit.modules").ActorProb.side_effect = lambda *_: torch.nn.Linear(1, 1)
+    mlp, buffer = load("offlinerlkit.nets").MLP, load("offlinerlkit.buffer").ReplayBuffer
+    train = build(load, ALL_ROWS, "hopper", "cpu")
+    assert [call.args for call in mlp.call_args_list] == [
+        (width, [256] * layers) for width in (11, 14, 14)
+    ]
+    assert buffer.call_args.args == (10, (11,), np.float32, 3, np.float32, "cpu")
+    buffer.return_value.load_dataset.assert_called_with(ALL_ROWS)
+    policy = getattr(load("offlinerlkit.policy"), algorithm)
+    assert policy.call_args.kwargs["dynamics"] is None
+    assert policy.call_args.kwargs["alpha"][0] == -3
+    buffer.return_value.sample.side_effect = lambda size: size
+    train()
+    policy.return_value.learn.assert_called_once_with({"real": num_real, "fake": 256 - num_real})
+
+
+def test_bail_clones_a_quarter_of_the_rows(load):
+    train = bail.build(load, ALL_ROWS, "hopper", "cpu")
+    policy, buffer = load("bail_training").BC, load("utils").ReplayBuffer.return_value
+    assert policy.call_args.args == (11, 3, 1.0)
+    assert buffer.add.call_count == 2
+    ((state, *_, done),) = buffer.add.call_args.args
+    assert (state == ALL_ROWS["observations"][1]).all() and not done
+    train()
+    assert policy.return_value.train.call_args.args == (buffer,)
+    assert policy.return_value.train.call_args.kwargs["batch_size"] == 256
+
+
+# An experiment.py of our own, which builds a trainer as the authors' does and imports as much.
+EXPERIMENT = """
+import gym
+import pickle
+
+import torch
+import transformers
+from transformers.activations import ACT2FN
+from transformers.file_utils import ModelOutput, add_start_docstrings
+from transformers.modeling_utils import Conv1D, PreTrainedModel
+from transformers.utils.model_parallel_utils import assert_device_map
+from transformers.models.gpt2.configuration_gpt2 import GPT2Config
+
+@add_start_docstrings("words")
+class Network(PreTrainedModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.layer = Conv1D(4, 3)
+        self.init_weights()
+
+    def _init_weights(self, module):
+        if isinstance(module, Conv1D):
+            module.weight.data.fill_(2.0)
+
+class Steps:
+    def __init__(self):
+        self.taken = 0
+
+    def step(self):
+        self.taken += 1
+
+class SequenceTrainer:
+    def __init__(self, paths, sizes, variant):
+        self.paths, self.sizes, self.variant = paths, sizes, variant
+        self.scheduler = Steps()
+        self.trained = Steps()
+        self.model = Network(transformers.GPT2Config(n_embd=3, n_ctx=20))
+
+    def train_step(self):
+        assert ACT2FN["relu"](torch.tensor(-1.0)) == 0
+        rows = self.model.layer(torch.ones(2, 5, 3))
+        assert rows.shape == (2, 5, 4) and (rows == 6).all()
+        self.trained.step()
+        trainers.append(self)
+
+trainers = []
+
+def experiment(prefix, variant):
+    env = gym.make("any")
+    with open("a file that is not there", "rb") as file:
+        paths = pickle.load(file)
+    sizes = env.observation_space.shape[0], env.action_space.shape[0]
+    trainer = SequenceTrainer(paths=paths, sizes=sizes, variant=variant)
+    assert variant["max_iters"] == 0
+"""
+
+
+def test_the_authors_dt_trains_a_step_of_its_own_trainer(monkeypatch):
+    before = dict(sys.modules)
+    monkeypatch.setitem(sys.modules, "gym", MagicMock())
+    module = ModuleType("experiment")
+
+    def load(name):
+        assert name == "experiment"
+        exec(EXPERIMENT, vars(module))
+        return module
+
+    rows = random_rows("hopper", 2_500)
+    try:
+        train = decision_transformer.build(load, rows, "hopper", "cpu")
+    finally:
+        for name in [name for name in sys.modules if name.startswith("transformers")]:
+            del sys.modules[name]
+        sys.modules.update({n: m for n, m in before.items() if n.startswith("transformers")})
+    assert not module.trainers
+    train()
+    train()
+    trainer = module.trainers[1]
+    assert trainer.trained.taken == trainer.scheduler.taken == 2
+    assert [len(path["rewards"]) for path in trainer.paths] == [1_000, 1_000, 500]
+    assert (trainer.paths[1]["observations"] == rows["observations"][1_000:2_000]).all()
+    assert trainer.sizes == (11, 3) and trainer.variant["batch_size"] == 64
+    assert trainer.model.config.n_ctx == 20 and trainer.model.config.use_cache
 
 
 @pytest.mark.parametrize(
@@ -426,10 +653,10 @@ def test_measure_starts_the_peers_of_its_scripts(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "Worker", lambda *config: started.append(config))
     jax_checkout(tmp_path / "JAX-CORL", step="1")
     args = measure.Args(script=("iql",), task="hopper", checkouts=tmp_path)
-    measure.start_peers(args, threads=3)
+    measure.start_peers(args, [], threads=3)
     assert not started and "needs --jax-python" in capsys.readouterr().err
     args.jax_python = tmp_path / "jax/bin/python"
-    measure.start_peers(args, threads=3)
+    measure.start_peers(args, [], threads=3)
     ((name, command, env),) = started
     assert name == "nissymori/JAX-CORL: iql.py"
     assert command[:3] == [str(args.jax_python), "-m", "benchmarks.speed.peers"]
@@ -437,4 +664,22 @@ def test_measure_starts_the_peers_of_its_scripts(tmp_path, monkeypatch, capsys):
     assert (env["NPROC"], env["JAX_PLATFORMS"], env["CUDA_VISIBLE_DEVICES"]) == ("3", "cpu", "")
     args.script = ("td3_bc",)
     with pytest.raises(SystemExit, match=r"td3bc\.py is missing; check out nissymori/JAX-CORL"):
-        measure.start_peers(args, threads=3)
+        measure.start_peers(args, [], threads=3)
+
+
+def test_measure_starts_only_peers_of_its_phase_and_its_options(tmp_path, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(measure, "Worker", lambda name, *_: started.append(name))
+    monkeypatch.setattr(Peer, "version", lambda self, checkout: "")
+    for project in ("onestep-rl", "BEAR"):
+        (tmp_path / project).mkdir()
+    args = measure.Args(script=("onestep", "bear"), checkouts=tmp_path)
+    measure.start_peers(args, [], threads=1)
+    assert started == ["davidbrandfonbrener/onestep-rl: policy_learner.py"]
+    assert "BEAR: algos.py is left out without -- --recipe original" in capsys.readouterr().err
+    args.phase = "q"
+    measure.start_peers(args, [], threads=1)
+    assert started[1:] == ["davidbrandfonbrener/onestep-rl: q_learner.py"]
+    args.phase = "train"
+    measure.start_peers(args, ["--recipe", "original"], threads=1)
+    assert started[3:] == ["aviralkumar2907/BEAR: algos.py"]

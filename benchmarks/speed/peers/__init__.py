@@ -21,6 +21,14 @@ PROJECTS = {
     "TD3_BC": "td3_bc",
     "SPOT": "spot",
     "POR": "por",
+    "decision-transformer": "decision_transformer",
+    "BCQ": "bcq",
+    "TD3": "td3",
+    "onestep-rl": "onestep_rl",
+    "BEAR": "bear",
+    "PLAS": "plas",
+    "OfflineRL-Kit": "offlinerl_kit",
+    "BAIL": "bail",
     "JAX-CORL": "jax_corl",
     "unifloral": "unifloral",
 }
@@ -38,11 +46,13 @@ class Peer:
     timed: str  # in words, for the page
     build: Callable  # (load, rows, task, device) -> a function that does an update, or a JaxLoop
     jax: bool = False
+    phase: str = "train"  # of our script, with which it is to be compared
+    words: str = ""  # options without which our script does something else
 
     @property
     def name(self) -> str:
         """corl-team/CORL: iql.py"""
-        return f"{self.repository}: {next(iter(self.files))}"
+        return f"{self.repository}: {Path(next(iter(self.files))).name}"
 
     def version(self, checkout: Path) -> str:
         """Return the commit, and which files differ from it."""

@@ -19,7 +19,9 @@ from benchmarks.speed.turns import serve
 
 # Their files import these, but an update never needs them. The stand-ins do nothing.
 STAND_INS = ("d4rl", "gym", "wandb")
-TORCH_STAND_INS = ("pyrallis", "IPython", "sklearn", "imageio", "termcolor", "coolname")
+TORCH_STAND_INS = ("pyrallis", "IPython", "sklearn", "imageio", "termcolor", "coolname", "cv2")
+TORCH_STAND_INS += ("gym.envs", "gym.envs.mujoco")
+TORCH_STAND_INS += ("rlkit", "rlkit.core", "rlkit.core.tabulate", "rlkit.pythonplusplus")
 
 
 def stand_in(names: tuple[str, ...]) -> None:
