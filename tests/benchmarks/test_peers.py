@@ -101,7 +101,7 @@ def test_corl_dt_makes_turns_of_its_train_and_tells_its_errors(load):
         env = load("gym").wrappers.TransformReward(load("gym").make("any"))
         assert env.get_dataset()["timeouts"].tolist() == [False] * 9 + [True]
         shapes = env.observation_space.shape, env.action_space.shape
-        list(module.trange(3, desc="Processing trajectories"))
+        assert len(list(module.trange(3, desc="Processing trajectories"))) == 3
         for step in module.trange(config.update_steps, desc="Training"):
             turns.append((shapes, config.batch_size, config.target_returns))
             if step == 2:
