@@ -45,7 +45,7 @@ def several_seeds(rows: list[Row], dataset: str) -> list[Row]:
 
 
 def ranks(rows: list[Row]) -> dict[str, list[int]]:
-    """Return the places of each label, 1 for the best, on the datasets where it has several seeds."""
+    """Return the places of each label, 1 for the best, where it has several seeds."""
     places = {row.label: [] for row in rows}
     for dataset in DATASETS:
         means = {row.label: row.final.mean() for row in several_seeds(rows, dataset)}

@@ -6,6 +6,7 @@ python -m benchmarks.speed.page
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -84,9 +85,10 @@ def tables(numbers: dict) -> str:
     seconds = np.median([np.median(row["seconds"]) for row in rows])
     ours = [row for row in rows if row["code"] == "ours"]
     products = " and ".join(sorted({row["precision"] for row in ours}))
+    commit = re.sub(r"^([0-9a-f]{12})[0-9a-f]*", r"\1", numbers["commit"])  # "-dirty" stays
     about = (
         f"{numbers['machine']}{''.join(jax)}; {numbers['threads']} threads. Commit "
-        f"{numbers['commit'][:12]}, {numbers['date']}; load before the start {numbers['load']:.1f}."
+        f"{commit}, {numbers['date']}; load before the start {numbers['load']:.1f}."
         f" {numbers['task']}: {shape.obs_dim} observations, {shape.act_dim} actions. Median of "
         f"{blocks} blocks of about {seconds:.1f} s; matrix products of ours: {products}."
     )
@@ -130,22 +132,35 @@ def readme_table(files: list[dict]) -> str:
     about = {(numbers["machine"], numbers["threads"]) for numbers in files}
     if len(about) > 1:
         sys.exit(f"{README_NUMBERS}: these files are not of one machine with one number of threads")
-    ours = [row for numbers in files for row in numbers["rows"]]
-    ours = [row for row in ours if row["code"] == "ours" and row["seeds"] == 1]
+    rows = [row for numbers in files for row in numbers["rows"] if row["seeds"] == 1]
+    ours = [row for row in rows if row["code"] == "ours"]
     times = {(row["script"], row["execution"]): milliseconds(row) for row in ours}
     ways = list(dict.fromkeys(row["execution"] for row in ours))
     lines = []
     found = dict.fromkeys(row["script"] for row in ours)
     for script in [name for name in LOOKS if name in found]:
         cells = [f"{times[script, way]:.1f}" if (script, way) in times else "-" for way in ways]
+        cells.append(", ".join(peer_cells(rows, script)) or "-")
         lines.append([algorithm_name(script), *cells])
     ((machine, threads),) = about
     text = (
         f"Milliseconds per update of one agent ({machine}; CPU threads: {threads}), written by "
         "`python -m benchmarks.speed.page`. Batches of 256 (DT: 64 contexts of 20 steps); the "
-        "networks are each algorithm's own. Not all were measured on the same day."
+        "networks are each algorithm's own. Other people's code was timed in turn with ours, as it "
+        "is; the page below says which."
     )
-    return f"{markdown_table(['algorithm', *(f'`{way}`' for way in ways)], lines)}\n\n{text}"
+    header = ["algorithm", *(f"`{way}`" for way in ways), "other people's code"]
+    return f"{markdown_table(header, lines)}\n\n{text}"
+
+
+def peer_cells(rows: list[dict], script: str) -> list[str]:
+    """Return 'CORL 17.4' for each project in PyTorch that has this algorithm."""
+    cells = []
+    for row in rows:
+        if row["code"] != "ours" and row["script"] == script and not row.get("jax"):
+            project = row["code"].partition(":")[0].split("/")[-1]
+            cells.append(f"{project} {milliseconds(row):.1f}")
+    return cells
 
 
 def readme_numbers() -> list[dict]:

@@ -268,9 +268,13 @@ def test_the_readme_s_table_joins_files_of_one_machine():
         return {"machine": "a machine", "threads": threads, "rows": rows}
 
     files = [file("por", 1, eager=0.5, compile=0.2), file("dt", 1, eager=0.7)]
+    their = {"code": "a/Theirs: x.py", "seeds": 1, "script": "por", "execution": "eager"}
+    files[0]["rows"].append(their | {"updates": 10, "seconds": [0.6]})
+    files[0]["rows"].append(their | {"updates": 10, "seconds": [0.1], "jax": "0.9"})
     table = page.readme_table(files)
-    assert "| POR | 50.0 | 20.0 |" in table
-    assert "| DT | 70.0 | - |" in table
+    assert "| algorithm | `eager` | `compile` | other people's code |" in table
+    assert "| POR | 50.0 | 20.0 | Theirs 60.0 |" in table
+    assert "| DT | 70.0 | - | - |" in table
     with pytest.raises(SystemExit, match="not of one machine"):
         page.readme_table([*files, file("iql", 2, eager=1.0)])
 
