@@ -140,8 +140,10 @@ def readme_table(files: list[dict]) -> str:
     found = dict.fromkeys(row["script"] for row in ours)
     for script in [name for name in LOOKS if name in found]:
         cells = [f"{times[script, way]:.1f}" if (script, way) in times else "-" for way in ways]
-        cells.append(", ".join(peer_cells(rows, script)) or "-")
-        lines.append([algorithm_name(script), *cells])
+        fastest = min(times[script, way] for way in ways if (script, way) in times)
+        minutes = f"{fastest * 1_000_000 / 60_000:,.0f}"
+        theirs = ", ".join(peer_cells(rows, script)) or "-"
+        lines.append([algorithm_name(script), *cells, theirs, minutes])
     ((machine, threads),) = about
     text = (
         f"Milliseconds per update of one agent ({machine}; CPU threads: {threads}), written by "
@@ -150,6 +152,7 @@ def readme_table(files: list[dict]) -> str:
         "is; the page below says which."
     )
     header = ["algorithm", *(f"`{way}`" for way in ways), "other people's code"]
+    header.append("minutes per million updates, ours")
     return f"{markdown_table(header, lines)}\n\n{text}"
 
 

@@ -272,9 +272,9 @@ def test_the_readme_s_table_joins_files_of_one_machine():
     files[0]["rows"].append(their | {"updates": 10, "seconds": [0.6]})
     files[0]["rows"].append(their | {"updates": 10, "seconds": [0.1], "jax": "0.9"})
     table = page.readme_table(files)
-    assert "| algorithm | `eager` | `compile` | other people's code |" in table
-    assert "| POR | 50.0 | 20.0 | Theirs 60.0 |" in table
-    assert "| DT | 70.0 | - | - |" in table
+    assert "| `compile` | other people's code | minutes per million updates, ours |" in table
+    assert "| POR | 50.0 | 20.0 | Theirs 60.0 | 333 |" in table
+    assert "| DT | 70.0 | - | - | 1,167 |" in table
     with pytest.raises(SystemExit, match="not of one machine"):
         page.readme_table([*files, file("iql", 2, eager=1.0)])
 
