@@ -104,6 +104,10 @@ def tables(numbers: dict) -> str:
             "update and agent; in brackets, how many times as fast ours are."
         )
         parts += [about, peer_table(rows)]
+        compared = {row["script"] for row in rows if row["code"] != "ours"}
+        alone = [row for row in ours if row["script"] not in compared]
+        if alone:
+            parts.append(own_table(alone))
     return "\n\n".join(parts)
 
 

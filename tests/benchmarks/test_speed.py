@@ -228,6 +228,14 @@ def test_a_table_holds_medians_and_rates():
     assert "hopper: 11 observations, 3 actions" in text
 
 
+def test_what_has_no_peer_is_shown_below_the_peers():
+    theirs = timing("corl-team/CORL: iql.py", [0.1] * 3, commit="eeeeef2")
+    rows = [timing("ours", [0.05] * 3), theirs, timing("ours", [0.02] * 3, script="rvs")]
+    text = page.tables(numbers_of(*rows))
+    assert "| IQL | corl-team/CORL: iql.py @ eeeeef2 | 10.00 | 5.00 (2.00×) |" in text
+    assert "| RvS | 1 | eager | 2.00 |" in text and "| IQL | 1 |" not in text
+
+
 def test_ratios_to_peers_are_per_agent():
     text = page.tables(
         numbers_of(
