@@ -30,8 +30,8 @@ In these points we differ:
 - At an episode's end by time, the next state is the true one where the data know it; their buffer
   does the same, but D4RL's adaptation of it (rail-berkeley/d4rl_evaluations) takes the next row.
 
-benchmarks/studies/support shows the tabular BCQ, in a deterministic and a stochastic world;
-regimes, there, has the paper's four kinds of data.
+benchmarks/studies/support shows the tabular BCQ, in a deterministic and a stochastic world.
+benchmarks/studies/regimes compares BCQ with others on the paper's four kinds of data.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.

@@ -45,8 +45,8 @@ In these points we differ:
 - At an episode's end by time, the next state is the true one where the data know it. The retuned
   code leaves out the 1000th step of an episode, the original takes the next episode's first state.
 
-benchmarks/studies/support shows in a grid world why support and not distribution; regimes, there,
-has random, medium and optimal data.
+benchmarks/studies/support shows in a grid world why support and not distribution.
+benchmarks/studies/regimes compares BEAR with others on random, medium and optimal data.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.

@@ -90,8 +90,6 @@ SHORTER = [
     (r"(algorithms/sac\.py .*)", rf"\1 --snapshot-every 10 {TRAINING} {SAC}"),
     (r"(algorithms/discrete_bcq\.py .*)", rf"\1 {TRAINING}"),
     (r"(algorithms/ddpg\.py .*)", rf"\1 {TRAINING} {SAC}"),
-    # The gallery has the same command without a folder.
-    (r" --out (benchmarks/studies/\w+/results|runs/mix)", ""),
     (r"(studies\.guide train .*?)" + END, rf"\1 --num-seeds 2 {TRAINING} {POR}"),
     (r"(studies\.four_room.*)", r"\1 --num-seeds 2 --num-updates 20 --episodes 2"),
     (r"(studies\.mix.*)", r"\1 --env rebuilt/pointmaze/umaze-2k-v0"),
@@ -209,11 +207,9 @@ def run_pages(pages: list[str], folder: Path) -> list[Outcome]:
     outcomes = []
     done = set()
     for page, command, short in todo:
-        # A study needs to run once, wherever it is named; other commands follow from each other.
-        key = short if "benchmarks.studies" in short else (page, short)
-        if key in done:
+        if (page, short) in done:
             continue
-        done.add(key)
+        done.add((page, short))
         start = time.monotonic()
         process = subprocess.run(
             ["bash", "-c", f"set -e; {short}"],

@@ -5,6 +5,8 @@ import re
 import pytest
 import tyro
 
+from benchmarks.common import split_words
+from benchmarks.speed import measure
 from tests.helpers import load_script
 from tests.pages import (
     NOT_RUN,
@@ -76,6 +78,19 @@ def test_the_commands_of_a_header_have_known_options(script, monkeypatch):
         args = tyro.cli(module.Args, args=words)
         given = [word[2:].replace("-", "_") for word in words if word.startswith("--")]
         assert given and all(hasattr(args, name) for name in given)
+
+
+def test_measurements_name_scripts_and_their_options():
+    found = 0
+    for command in all_commands():
+        line = command.replace("--script mine", "--script bc")
+        if "benchmarks.speed.measure --script" in line:
+            own, words = split_words(line.split("benchmarks.speed.measure ")[1].split())
+            args = tyro.cli(measure.Args, args=own)
+            for script in args.script:
+                tyro.cli(load_script(script).Args, args=words)
+                found += 1
+    assert found > 25
 
 
 @pytest.mark.slow

@@ -139,6 +139,11 @@ def readme_table(files: list[dict]) -> str:
     rows = [row for numbers in files for row in numbers["rows"] if row["seeds"] == 1]
     ours = [row for row in rows if row["code"] == "ours"]
     times = {(row["script"], row["execution"]): milliseconds(row) for row in ours}
+    options = {  # of the scripts, which stand behind -- in a command
+        row["script"]: numbers["command"].partition(" -- ")[2]
+        for numbers in files
+        for row in numbers["rows"]
+    }
     ways = list(dict.fromkeys(row["execution"] for row in ours))
     lines = []
     found = dict.fromkeys(row["script"] for row in ours)
@@ -147,7 +152,8 @@ def readme_table(files: list[dict]) -> str:
         fastest = min(times[script, way] for way in ways if (script, way) in times)
         minutes = f"{fastest * 1_000_000 / 60_000:,.0f}"
         theirs = ", ".join(peer_cells(rows, script)) or "-"
-        lines.append([algorithm_name(script), *cells, theirs, minutes])
+        words = f" (`{options[script]}`)" if options[script] else ""
+        lines.append([f"{algorithm_name(script)}{words}", *cells, theirs, minutes])
     ((machine, threads),) = about
     text = (
         f"Milliseconds per update of one agent ({machine}; CPU threads: {threads}), written by "

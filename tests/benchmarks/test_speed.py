@@ -273,7 +273,8 @@ def test_the_readme_s_table_joins_files_of_one_machine():
             | {"seconds": [x]}
             for way, x in times.items()
         ]
-        return {"machine": "a machine", "threads": threads, "rows": rows}
+        command = "measure -- --context 5" if script == "dt" else "measure"
+        return {"command": command, "machine": "a machine", "threads": threads, "rows": rows}
 
     files = [file("por", 1, eager=0.5, compile=0.2), file("dt", 1, eager=0.7)]
     their = {"code": "a/Theirs: x.py", "seeds": 1, "script": "por", "execution": "eager"}
@@ -282,7 +283,7 @@ def test_the_readme_s_table_joins_files_of_one_machine():
     table = page.readme_table(files)
     assert "| `compile` | other people's code | minutes per million updates, ours |" in table
     assert "| POR | 50.0 | 20.0 | Theirs 60.0 | 333 |" in table
-    assert "| DT | 70.0 | - | - | 1,167 |" in table
+    assert "| DT (`--context 5`) | 70.0 | - | - | 1,167 |" in table
     with pytest.raises(SystemExit, match="not of one machine"):
         page.readme_table([*files, file("iql", 2, eager=1.0)])
 
