@@ -132,6 +132,7 @@ SHORTER = [
     ),
     (r"(speed\.measure .*?)( -- .*)?$", r"\1 --blocks 1 --seconds 0.01 --rows 20000"),
     (r"(speed\.measure .*)", r"\1 --execution eager"),
+    (r"(speed\.memory)( --out .*)?$", r"\1 --script bc --rows 2000"),
     (r"(studies\.guide)$", r"\1 --help"),
     (r"^cd \.\. && ", ""),
 ]

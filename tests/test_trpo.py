@@ -42,8 +42,8 @@ def numpy_policy(theta: np.ndarray, obs: np.ndarray) -> tuple[np.ndarray, np.nda
     return np.tanh(np.tanh(obs @ w0 + b0) @ w1 + b1) @ w2 + b2, log_std
 
 
-def numpy_step(theta, obs, action, advantage, args) -> np.ndarray:
-    """Return the weights after a step of TRPO with the whole Fisher matrix."""
+def numpy_step(theta, obs, action, advantage, args) -> tuple[np.ndarray, int]:
+    """Return the weights after a step of TRPO with the whole Fisher matrix, and which try it is."""
     advantage = (advantage - advantage.mean()) / (advantage.std(ddof=1) + 1e-8)
     mean, log_std = numpy_policy(theta, obs)
     var = np.exp(2 * log_std)
@@ -72,28 +72,32 @@ def numpy_step(theta, obs, action, advantage, args) -> np.ndarray:
         quadratic = (var + (mean - new_mean) ** 2) / (2 * np.exp(2 * new_log_std))
         kl = (new_log_std - log_std + quadratic - 0.5).sum(1).mean()
         if kl <= args.max_kl and (np.exp(log_ratio) * advantage).mean() > advantage.mean():
-            return new
-    return theta
+            return new, i
+    return theta, args.search_steps
 
 
 @pytest.mark.parametrize("max_kl", [1e-3, 0.01, 0.5])
 def test_a_step_is_that_of_the_whole_fisher_matrix_in_numpy(max_kl):
     torch.set_default_dtype(torch.float64)
     try:
-        agent, rollout = make_agent(max_kl=max_kl, cg_steps=200)
+        agent, rollout = make_agent(6, max_kl=max_kl, cg_steps=200)
         agent, rollout = agent.double(), {key: column.double() for key, column in rollout.items()}
     finally:
         torch.set_default_dtype(torch.float32)
     before = [weight.clone() for weight in agent.policy.parameters()]
     agent.update_policy(rollout)
-    for n in range(2):
+    tries = []
+    for n in range(6):
         theta = np.concatenate([weight[n].flatten().numpy() for weight in before])
         found = np.concatenate([w[n].flatten().numpy() for w in agent.policy.parameters()])
         keys = ("observations", "actions", "advantages")
         columns = [rollout[key][n].numpy() for key in keys]
-        expected = numpy_step(theta, *columns, agent.args)
+        expected, tried = numpy_step(theta, *columns, agent.args)
         assert abs(expected - theta).max() > 1e-3
         np.testing.assert_allclose(found, expected, atol=1e-6)
+        tries.append(tried)
+    if max_kl == 0.5:  # the search has to shorten the steps of some agents
+        assert set(tries) == {0, 1}
 
 
 @pytest.mark.parametrize("real", [True, False])

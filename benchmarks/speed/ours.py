@@ -36,6 +36,7 @@ class Config:
     phase: str = "train"
     device: str = "cpu"
     rows: int = 1_000_000
+    file: str | None = None  # with the rows, as write_rows() makes it; None: made for this process
     words: list[str] = field(default_factory=list)  # the script's own options
 
 
@@ -45,8 +46,10 @@ def build(config: Config) -> tuple[ModuleType, object]:
     script.gym.logger.min_level = script.gym.logger.ERROR  # the v4 environments are meant
     shape = TASKS[config.task]
     with tempfile.TemporaryDirectory() as folder:
-        file = f"{folder}/rows.hdf5"
-        write_rows(file, config)
+        file = config.file
+        if file is None:
+            file = f"{folder}/rows.hdf5"
+            write_rows(file, config.task, config.rows)
         options = {
             "--env": shape.env,
             "--dataset-file": file,
@@ -63,9 +66,9 @@ def build(config: Config) -> tuple[ModuleType, object]:
     return script, run
 
 
-def write_rows(file: str, config: Config) -> None:
+def write_rows(file: str, task: str, rows: int) -> None:
     """Write random rows as a dataset file. The scripts find the next observations themselves."""
-    data = random_rows(config.task, config.rows)
+    data = random_rows(task, rows)
     with h5py.File(file, "w") as content:
         for name, column in data.items():
             if name != "next_observations":

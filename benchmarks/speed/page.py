@@ -21,6 +21,7 @@ PAGE = FOLDER / "README.md"
 RESULTS = FOLDER / "results"
 README = ROOT / "README.md"
 README_NUMBERS = "xeon*.json"  # files of one machine
+MEMORY = "memory.json"  # what `python -m benchmarks.speed.memory` measured
 
 
 def milliseconds(row: dict, pick=np.median) -> float:
@@ -115,6 +116,8 @@ def all_tables(folder: Path = RESULTS) -> str:
     """Return the tables of all files of numbers, those of the first casting last."""
     parts = ["<!-- Written by benchmarks/speed/page.py from results/*.json. -->"]
     for file in sorted(folder.glob("*.json")):
+        if file.name == MEMORY:
+            continue  # the README's table has it
         parts += [f"### {file.stem}", tables(json.loads(file.read_text()))]
     first = sorted(folder.glob("first-casting/*.json"))
     if first:
@@ -128,11 +131,13 @@ def all_tables(folder: Path = RESULTS) -> str:
     return "\n\n".join(parts)
 
 
-def readme_table(files: list[dict]) -> str:
+def readme_table(files: list[dict], memory: dict) -> str:
     """Return milliseconds per update of one agent, by algorithm and kind of execution.
 
-    `files` are what several commands measured on one machine with as many threads.
+    `files` are what several commands measured on one machine with as many threads, `memory` is what
+    benchmarks/speed/memory.py measured.
     """
+    megabytes = {row["script"]: row["memory_mb"] for row in memory["rows"]}
     about = {(numbers["machine"], numbers["threads"]) for numbers in files}
     if len(about) > 1:
         sys.exit(f"{README_NUMBERS}: these files are not of one machine with one number of threads")
@@ -153,16 +158,19 @@ def readme_table(files: list[dict]) -> str:
         minutes = f"{fastest * 1_000_000 / 60_000:,.0f}"
         theirs = ", ".join(peer_cells(rows, script)) or "-"
         words = f" (`{options[script]}`)" if options[script] else ""
-        lines.append([f"{algorithm_name(script)}{words}", *cells, theirs, minutes])
+        space = f"{megabytes[script]:,}" if script in megabytes else "-"
+        lines.append([f"{algorithm_name(script)}{words}", *cells, theirs, minutes, space])
     ((machine, threads),) = about
     text = (
         f"Milliseconds per update of one agent ({machine}; CPU threads: {threads}), written by "
         "`python -m benchmarks.speed.page`. Batches of 256 (DT: 64 contexts of 20 steps); the "
         "networks are each algorithm's own. Other people's code was timed in turn with ours, as it "
-        "is; the page below says which."
+        "is; the page below says which. Memory: the most that a process took which trains one agent on "
+        f"{memory['transitions']:,} rows with {TASKS[memory['task']].obs_dim} observations, on a CPU "
+        "without compiling (`python -m benchmarks.speed.memory`)."
     )
     header = ["algorithm", *(f"`{way}`" for way in ways), "other people's code"]
-    header.append("minutes per million updates, ours")
+    header += ["minutes per million updates, ours", "memory, MB"]
     return f"{markdown_table(header, lines)}\n\n{text}"
 
 
@@ -179,6 +187,11 @@ def peer_cells(rows: list[dict], script: str) -> list[str]:
 def readme_numbers() -> list[dict]:
     """Return what the files of the README's table hold."""
     return [json.loads(file.read_text()) for file in sorted(RESULTS.glob(README_NUMBERS))]
+
+
+def memory_numbers() -> dict:
+    """Return what was measured of memory."""
+    return json.loads((RESULTS / MEMORY).read_text())
 
 
 def peer_list() -> str:
@@ -200,7 +213,7 @@ def main() -> None:
     for name, text in sections().items():
         changed = update_page(PAGE, f"<!-- {name}: begin -->", f"<!-- {name}: end -->", text)
         print(f"{PAGE}, {name}: {'written' if changed else 'as it was'}")
-    table = readme_table(readme_numbers())
+    table = readme_table(readme_numbers(), memory_numbers())
     changed = update_page(README, "<!-- speed:begin -->", "<!-- speed:end -->", table)
     print(f"{README}: {'written' if changed else 'as it was'}")
 

@@ -7,6 +7,7 @@ it is asked. This module needs nothing but Python, because a JAX interpreter imp
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -82,6 +83,16 @@ def time_in_turn(
     return timings
 
 
+def peak_memory() -> int | None:
+    """Return how many MB of the machine's memory this process took at most; only Linux tells."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    # Not getrusage(): its maximum includes that of the process that started this one.
+    (kib,) = re.findall(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+    return round(int(kib) * 1024 / 1e6)
+
+
 def serve(
     facts: dict,
     update: Callable[[int], None],
@@ -94,7 +105,8 @@ def serve(
     """Be a worker: say the facts, then do what the lines of the input ask for.
 
     update: does so many updates, a multiple of `multiple`. wait: until the device has done all of
-    them. check: ends the program if what was trained is of no use.
+    them. check: ends the program if what was trained is of no use. After the warm-up the memory
+    that the process took at most is one more fact.
     """
 
     def round_up(updates: int) -> int:
@@ -102,7 +114,8 @@ def serve(
 
     update(round_up(WARMUP))
     wait()
-    print(json.dumps(facts | {"multiple": multiple}), file=answers, flush=True)
+    facts = facts | {"multiple": multiple, "memory_mb": peak_memory()}
+    print(json.dumps(facts), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         start = time.perf_counter()

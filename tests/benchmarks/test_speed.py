@@ -4,6 +4,7 @@ python -m pytest tests/benchmarks/test_speed.py
 """
 
 import json
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.speed import measure, ours, page
+from benchmarks.common import ROOT
+from benchmarks.speed import measure, memory, ours, page
 from benchmarks.speed.rows import TASKS, random_rows
 from benchmarks.speed.turns import Worker, time_in_turn
 from tests import sync
@@ -150,6 +152,46 @@ def test_a_worker_that_dies_ends_the_program():
     worker.close()
 
 
+def test_memory_is_that_of_the_process_alone():
+    """Also where a large process started it."""
+    program = "import sys; sys.path.insert(0, '.'); from benchmarks.speed import turns; "
+    program += "x = bytearray({}); print(turns.peak_memory())"
+    ballast = np.ones(50_000_000)  # 400 MB
+    sizes = []
+    for size in (0, 100_000_000):
+        words = [sys.executable, "-c", program.format(size)]
+        sizes.append(int(subprocess.run(words, cwd=ROOT, capture_output=True, check=True).stdout))
+    del ballast
+    assert sizes[0] < 300
+    assert 90 < sizes[1] - sizes[0] < 110
+
+
+@pytest.mark.slow
+def test_the_memory_command_measures_each_script(tmp_path, monkeypatch, capsys):
+    words = f"--script bc dt --rows 2000 --task hopper --out {tmp_path}/memory.json"
+    monkeypatch.setattr(sys, "argv", ["memory", *words.split()])
+    memory.main()
+    numbers = json.loads((tmp_path / "memory.json").read_text())
+    assert (numbers["task"], numbers["transitions"]) == ("hopper", 2_000)
+    assert [row["script"] for row in numbers["rows"]] == ["bc", "dt"]
+    assert all(100 < row["memory_mb"] < 5_000 for row in numbers["rows"])
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        ("--script ppo", "ppo cannot train on the rows"),
+        ("--script discrete_bcq", "discrete_bcq cannot train on the rows"),
+        ("--script mine", "there is no script mine"),
+        ("--rows 0", "--rows must be above 0"),
+    ],
+)
+def test_what_has_no_memory_to_measure_is_refused(words, complaint, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["memory", *words.split()])
+    with pytest.raises(SystemExit, match=complaint):
+        memory.main()
+
+
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_writes_numbers(tmp_path, monkeypatch, capsys):
     words = "--script bc por --task hopper --execution eager --num-seeds 1 2 --threads 1 --rows "
@@ -262,8 +304,9 @@ def test_the_page_holds_what_the_numbers_give():
 
 def test_no_stored_row_is_rounded_to_bf16():
     for file in page.RESULTS.rglob("*.json"):
-        for row in json.loads(file.read_text())["rows"]:
-            assert "bf16" not in row["precision"]
+        if file.name != page.MEMORY:
+            for row in json.loads(file.read_text())["rows"]:
+                assert "bf16" not in row["precision"]
 
 
 def test_the_readme_s_table_joins_files_of_one_machine():
@@ -280,14 +323,17 @@ def test_the_readme_s_table_joins_files_of_one_machine():
     their = {"code": "a/Theirs: x.py", "seeds": 1, "script": "por", "execution": "eager"}
     files[0]["rows"].append(their | {"updates": 10, "seconds": [0.6]})
     files[0]["rows"].append(their | {"updates": 10, "seconds": [0.1], "jax": "0.9"})
-    table = page.readme_table(files)
-    assert "| `compile` | other people's code | minutes per million updates, ours |" in table
-    assert "| POR | 50.0 | 20.0 | Theirs 60.0 | 333 |" in table
-    assert "| DT (`--context 5`) | 70.0 | - | - | 1,167 |" in table
+    memory = {"transitions": 5_000, "task": "hopper", "rows": [{"script": "por", "memory_mb": 1_234}]}
+    table = page.readme_table(files, memory)
+    header = "| `compile` | other people's code | minutes per million updates, ours | memory, MB |"
+    assert header in table
+    assert "| POR | 50.0 | 20.0 | Theirs 60.0 | 333 | 1,234 |" in table
+    assert "| DT (`--context 5`) | 70.0 | - | - | 1,167 | - |" in table
+    assert "5,000 rows with 11 observations" in table
     with pytest.raises(SystemExit, match="not of one machine"):
-        page.readme_table([*files, file("iql", 2, eager=1.0)])
+        page.readme_table([*files, file("iql", 2, eager=1.0)], memory)
 
 
 def test_the_readme_s_table_is_that_of_the_numbers():
-    table = page.readme_table(page.readme_numbers())
+    table = page.readme_table(page.readme_numbers(), page.memory_numbers())
     assert f"<!-- speed:begin -->\n{table}\n<!-- speed:end -->" in page.README.read_text()
