@@ -323,13 +323,17 @@ def test_the_readme_s_table_joins_files_of_one_machine():
     their = {"code": "a/Theirs: x.py", "seeds": 1, "script": "por", "execution": "eager"}
     files[0]["rows"].append(their | {"updates": 10, "seconds": [0.6]})
     files[0]["rows"].append(their | {"updates": 10, "seconds": [0.1], "jax": "0.9"})
-    memory = {"transitions": 5_000, "task": "hopper", "rows": [{"script": "por", "memory_mb": 1_234}]}
+    memory = {
+        "transitions": 5_000,
+        "task": "hopper",
+        "rows": [{"script": "por", "memory_mb": 1_234}],
+    }
     table = page.readme_table(files, memory)
     header = "| `compile` | other people's code | minutes per million updates, ours | memory, MB |"
     assert header in table
     assert "| POR | 50.0 | 20.0 | Theirs 60.0 | 333 | 1,234 |" in table
     assert "| DT (`--context 5`) | 70.0 | - | - | 1,167 | - |" in table
-    assert "5,000 rows with 11 observations" in table
+    assert "5,000 rows of 11 observations" in table
     with pytest.raises(SystemExit, match="not of one machine"):
         page.readme_table([*files, file("iql", 2, eager=1.0)], memory)
 
