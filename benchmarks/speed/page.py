@@ -165,9 +165,9 @@ def readme_table(files: list[dict], memory: dict) -> str:
         f"Milliseconds per update of one agent ({machine}; CPU threads: {threads}), written by "
         "`python -m benchmarks.speed.page`. Batches of 256 (DT: 64 contexts of 20 steps); the "
         "networks are each algorithm's own. Other people's code was timed in turn with ours, as it "
-        "is; the page below says which. Memory: the most that a process takes which trains one agent "
-        f"on {memory['transitions']:,} rows of {TASKS[memory['task']].obs_dim} observations, on a "
-        "CPU, without compiling (`python -m benchmarks.speed.memory`)."
+        "is; the page below says which. Memory: the most that a process takes which trains one "
+        f"agent on {memory['transitions']:,} rows of {TASKS[memory['task']].obs_dim} observations, "
+        "on a CPU, without compiling (`python -m benchmarks.speed.memory`)."
     )
     header = ["algorithm", *(f"`{way}`" for way in ways), "other people's code"]
     header += ["minutes per million updates, ours", "memory, MB"]
