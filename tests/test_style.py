@@ -55,6 +55,7 @@ def text_of(path: Path) -> str:
 
 
 parse = functools.cache(ast.parse)
+parts_of = functools.cache(sync.parts)  # of a text
 
 
 def tree_of(path: Path) -> ast.Module:
@@ -215,14 +216,14 @@ def complaints_of_docstrings(path: Path) -> list[str]:
     return bad
 
 
-def command_fields(path: Path) -> list[tuple[str, str, str, str]]:
+@functools.cache
+def command_fields(text: str) -> list[tuple[str, str, str, str]]:
     """Return (name, type, default, help) of all command-line fields, in order."""
-    text = text_of(path)
     comments = {}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type == tokenize.COMMENT:
             comments[token.start[0]] = token.string.lstrip("# ")
-    classes = [node for node in tree_of(path).body if isinstance(node, ast.ClassDef)]
+    classes = [node for node in parse(text).body if isinstance(node, ast.ClassDef)]
     fields = []
     for args in (node for node in classes if node.name == "Args"):
         for node in args.body:
@@ -244,7 +245,7 @@ def complaints_of_sharing(paths: list[Path]) -> list[str]:
         for script in texts
         if sync.MARKER not in texts[script]
     ]
-    parts = {script: sync.parts(text) for script, text in texts.items()}
+    parts = {script: parts_of(text) for script, text in texts.items()}
     for name in sorted({name for found in parts.values() for name in found}):
         owners = [script for script in texts if name in parts[script]]
         if "*" in sync.ALLOWED_TO_DIFFER.get(name, {}):
@@ -270,7 +271,7 @@ def complaints_of_commands(paths: list[Path]) -> list[str]:
     """Command-line fields without help, and common ones that differ from the first script's."""
     bad, common = [], {}
     for path in paths:
-        fields = command_fields(path)
+        fields = command_fields(text_of(path))
         bad += [f"{path.name}: --{f[0]} has no comment as its help" for f in fields if not f[3]]
         names = [field[0] for field in fields]
         if LAST_COMMON_FIELD in names:
@@ -331,12 +332,13 @@ def complaints_of_equations(paths: list[Path]) -> list[str]:
         equations = {int(number): line.split() for number, line in found}
         lines = text_of(path).splitlines()
         for node in tree.body[1:]:
-            named = equations_named_in("\n".join(lines[node.lineno - 1 : node.end_lineno]))
+            text = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+            named = equations_named_in(text)
             for number in sorted(named):
                 if number not in equations:
                     bad.append(f"{path.name}:{node.lineno}: there is no equation {number}")
                 elif isinstance(node, ast.ClassDef | ast.FunctionDef):
-                    key = node.name, ast.dump(node), number
+                    key = node.name, text, number
                     other = meanings.setdefault(key, (path, equations[number]))
                     if other[1] != equations[number]:
                         bad.append(f"{path.name}, {other[0].name}: {node.name} names {number}")
