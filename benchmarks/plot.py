@@ -15,7 +15,7 @@ with small markers are published curves of the same algorithms on D4RL's file of
 import math
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -106,6 +106,23 @@ def label_by_differences(rows: list[Row]) -> None:
             told.append(f"{key.replace('_', ' ')} {row.args[key]}")
         name = algorithm_name(row.script)
         row.label = f"{name} ({', '.join(told)})" if told else name
+
+
+def brief_labels(rows: list[Row]) -> list[Row]:
+    """Return the rows with the shortest labels that tell them apart: a table has the long ones."""
+    brief = {}
+    for script in {row.script for row in rows}:
+        members = [row for row in rows if row.script == script]
+        long = {row.label: row.label for row in members}
+        name = algorithm_name(script)
+        choices = [
+            dict.fromkeys(long, name),
+            {row.label: row.variant or name for row in members},
+            {row.label: row.plain_label or row.label for row in members},
+            long,
+        ]
+        brief |= next(labels for labels in choices if len(set(labels.values())) == len(long))
+    return [replace(row, label=brief[row.label]) for row in rows]
 
 
 def differing_options(row: Row, others: list[Row], of_words: bool) -> list[str]:
@@ -224,7 +241,8 @@ def draw(rows: list[Row], title: str | None = None, columns: int = 3) -> Figure:
             axes.set_title(textwrap.fill(name, width, break_on_hyphens=False), loc="left")
         for axes in grid.flat[len(panels) :]:
             axes.set_axis_off()
-        add_legend(figure, entries)
+        legend_lines = add_legend(figure, entries)
+        figure.set_figheight(figure.get_figheight() + 0.29 * (legend_lines - 1))
         if title is not None:
             add_title(figure, title)
     return figure
@@ -235,20 +253,22 @@ def add_title(figure: Figure, title: str) -> None:
     figure.suptitle(title, x=0.01, ha="left", weight="bold", fontsize=18)
 
 
-def add_legend(figure: Figure, entries: dict) -> None:
-    """Put the legend below the panels, what is no run of ours last."""
+def add_legend(figure: Figure, entries: dict) -> int:
+    """Put the legend below the panels, what is no run of ours last. Return its number of lines."""
     last = [label for label in sorted(entries) if label.startswith("published, ")]
     last += [label for label in entries if label == "behaviour policy"]
     labels = [*sorted(entries.keys() - set(last)), *last]
     inches = 0.9 + 0.12 * max(len(label) for label in labels)  # of one entry
+    columns = max(1, int(figure.get_figwidth() / inches))
     figure.legend(
         [entries[label] for label in labels],
         labels,
         loc="outside lower left",
         frameon=False,
-        ncols=max(1, int(figure.get_figwidth() / inches)),
+        ncols=columns,
         handlelength=3,
     )
+    return math.ceil(len(labels) / columns)
 
 
 def save_figure(figure: Figure, path: Path, **options) -> None:

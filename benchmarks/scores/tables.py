@@ -449,7 +449,8 @@ def draw_dots(axes: plt.Axes, rows: list[Row], targets: dict) -> None:
             axes.plot(number["score"], i, "|", color="black", markersize=22, markeredgewidth=3)
     for level in sorted({row.level for row in rows} - {None}):
         axes.axvline(level, color=DATA_COLOR, linestyle=(0, (2, 2)), linewidth=2)
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    names = [textwrap.fill(row.label, 30, break_on_hyphens=False) for row in rows]
+    axes.set_yticks(range(len(rows)), names)
     axes.tick_params(axis="y", length=0)
     axes.grid(axis="x", color="0.9")
     axes.set_axisbelow(True)
@@ -476,15 +477,17 @@ def make_figures(rows: list[Row], sections: list[Section], targets: dict) -> dic
         title = section.title
         if section.first_casting:
             title += " (first casting)"
+        curves = plot.brief_labels(of_first_targets(section.ours))
+        scores = plot.brief_labels(section.ours)
         draws = {
-            "curves": partial(plot.draw, of_first_targets(section.ours), title),
-            "scores": partial(draw_scores, section.ours, targets, title),
+            "curves": partial(plot.draw, curves, title),
+            "scores": partial(draw_scores, scores, targets, title),
         }
         papers = [find_target(targets, row, "paper") for row in section.ours]
-        key = digest(section.ours, title, papers)
+        key = digest([*curves, *scores], title, papers)
         for kind in section.kinds:
             figures[f"{section.slug}-{kind}.png"] = draws[kind], key
-    chosen = readme_rows(rows)
+    chosen = plot.brief_labels(readme_rows(rows))
     if chosen:
         figures["readme.png"] = partial(plot.draw, chosen, columns=2), digest(chosen)
     return figures

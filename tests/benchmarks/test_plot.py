@@ -74,6 +74,19 @@ def test_numbers_are_told_where_runs_differ_in_them(draw):
     assert list(lines_of(draw(make_result("iql"), other)))[0] == "IQL"
 
 
+def test_a_long_legend_takes_no_room_from_the_panels(draw):
+    few = draw(make_result("bc"), make_result("iql"))
+    many = draw(*[make_result("bc") | {"script": script} for script in LOOKS])
+    heights = []
+    for figure in (few, many):
+        figure.canvas.draw()
+        box = figure.axes[0].get_window_extent()
+        assert figure.legends[0].get_window_extent().y1 < box.y0
+        heights.append(box.height / figure.dpi)
+    assert len(lines_of(many)) > 25
+    assert min(heights) > 0.9 * max(heights) > 3
+
+
 def test_scores_and_returns_have_panels_of_their_own(draw):
     figure = draw(make_result(), make_result("iql", scored=False))
     assert [axes.get_ylabel() for axes in figure.axes] == ["D4RL-normalized score", "return"]

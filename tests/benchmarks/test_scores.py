@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -382,6 +383,59 @@ def test_pages_show_all_targets_and_compare_by_the_first(folder, blank):
     (folder / "results" / "hopper" / "dt.json").unlink()
     rows = reading.read_results(folder / "results")
     assert [row.label for row in tables.readme_rows(rows) if row.script == "dt"] == ["DT"]
+
+
+# ---- Figures ----
+
+
+def test_labels_in_figures_are_as_short_as_they_tell_rows_apart(folder):
+    results = {
+        "td3_bc": make_result("td3_bc", HOPPER, alpha=1.0, sigma=0.3),
+        "por-q": make_result("por", HOPPER, guide="q"),
+        "por-weighted": make_result("por", HOPPER, guide="weighted", tau=0.8),
+        "bc": make_result("bc", HOPPER),
+        "iql": make_result("iql", HOPPER),
+        "iql-fast": make_result("iql", HOPPER, lr=1e-3),
+    }
+    for name, result in results.items():
+        put(folder, f"hopper/{name}", result)
+    rows = reading.read_results(folder / "results")
+    brief = plot.brief_labels(rows)
+    names = {row.label: other.label for row, other in zip(rows, brief, strict=True)}
+    assert names == {
+        "BC": "BC",
+        "IQL": "IQL",
+        "IQL (lr 0.001)": "IQL (lr 0.001)",
+        "POR (q)": "POR (q)",
+        "POR (weighted, tau 0.8)": "POR (weighted)",
+        "TD3+BC (alpha 1.0, sigma 0.3)": "TD3+BC",
+    }
+    for kind in ("scores", "curves"):
+        drawn, key = tables.make_figures(rows, tables.make_sections(rows), {})[
+            f"rebuilt-100k-{kind}.png"
+        ]
+        assert {row.label for row in drawn.args[0]} == set(names.values())
+
+
+def test_long_labels_fit_into_the_figure(folder):
+    for env in (HOPPER, WALKER):
+        name = env.split("/")[1]
+        many = {"alpha": 1.0, "sigma": 0.3, "noise_clip": 0.1, "discount": 0.995}
+        put(folder, f"{name}/one", make_result("td3_bc", env, **many))
+        put(folder, f"{name}/two", make_result("td3_bc", env, **many | {"alpha": 2.0}))
+    rows = plot.brief_labels(reading.read_results(folder / "results"))
+    assert max(len(row.label) for row in rows) > 40
+    figure = tables.draw_scores(rows, {}, "A title")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the layout warns where it finds no place
+        figure.canvas.draw()
+    axes = figure.axes[:2]
+    assert all(panel.get_window_extent().width > 0.2 * figure.bbox.width for panel in axes)
+    for panel in axes:
+        for label in panel.get_yticklabels():
+            box = label.get_window_extent()
+            assert box.x0 >= 0 and box.x1 < panel.get_window_extent().x0
+    plt.close(figure)
 
 
 # ---- Published numbers ----
