@@ -39,6 +39,7 @@ class Control:
     args: dict = field(default_factory=dict)  # what our script calls its choices
     changes: dict = field(default_factory=dict)  # options of theirs that differ from their settings
     scheduled: bool = False  # does a learning rate decay?
+    packages: tuple[str, ...] = ()  # what it imports that is not in requirements.txt
     eval_episodes: int = EPISODES  # of all evaluations but the last
     # Where their program has no option for the number of episodes: a function that plays EPISODES
     # after the training, by what their program has left: (its global names) -> None

@@ -7,11 +7,12 @@ environment: its episodes have the starts of ours, and the environment counts th
     python -m benchmarks.scores.controls --control CORL/iql CORL/td3_bc --checkouts others \\
         --dataset rebuilt/hopper/medium-v0 --num-seeds 2 --num-updates 100000
 
---checkouts is a folder with the repositories of the controls in it: CORL, TD3_BC, SPOT and POR. The
-seeds are trained one after the other, each in a process of its own. A control cannot be resumed,
-but the same command leaves out the seeds that are finished.
+--checkouts is a folder with the repositories of the controls in it: CORL, TD3_BC, SPOT, POR and
+ReBRAC, which needs JAX as well. The seeds are trained one after the other, each in a process of its
+own. A control cannot be resumed, but the same command leaves out the seeds that are finished.
 """
 
+import importlib.util
 import json
 import os
 import shlex
@@ -64,6 +65,9 @@ def check_args(args: Args) -> None:
         checkout = args.checkouts / name.partition("/")[0]
         if not checkout.is_dir():
             sys.exit(f"{checkout} is missing; check out {CONTROLS[name].peer.repository} there")
+        packages = CONTROLS[name].packages
+        if not all(map(importlib.util.find_spec, packages)):
+            sys.exit(f"{name} needs {', '.join(packages)}: pip install {' '.join(packages)}")
     if min(args.num_seeds, args.num_updates, args.eval_every) < 1:
         sys.exit("--num-seeds, --num-updates and --eval-every must be at least 1")
     if args.num_updates % args.eval_every > 0:

@@ -254,6 +254,66 @@ IQL_FILES = {
     "run_antmaze_iql.sh": "5235ad31a3a89638fe6357879a38e0d867a41f31",
 }
 
+# --------------------------------------------------------------------------------------------------
+# ReBRAC: one file in JAX, with a YAML file for each dataset
+# --------------------------------------------------------------------------------------------------
+
+
+def rebrac_settings(order: Order) -> Path:
+    """'hopper-medium-v2' -> configs/rebrac/hopper/hopper_medium.yaml"""
+    name = order.namesake.removesuffix("-v2").replace("-", "_")
+    return settings_file(order, f"configs/rebrac/{name.partition('_')[0]}/{name}.yaml")
+
+
+def rebrac(**changes) -> Control:
+    """Return the control of rebrac.py with these options instead of the published ones."""
+
+    def commands(order: Order) -> Commands:
+        # Its policy learns in the even updates of an epoch, each of which is evaluated here.
+        if order.eval_every % 2 > 0:
+            sys.exit(f"{order.control} needs an even --eval-every")
+        words = options(
+            config_path=rebrac_settings(order),
+            train_seed=order.seed,
+            num_updates_on_epoch=order.eval_every,
+            num_epochs=order.num_updates // order.eval_every,
+            eval_every=1,
+            eval_episodes=EPISODES,
+            **changes,
+        )
+        yield "src/algorithms/rebrac.py", words
+
+    def settings(order: Order) -> str:
+        return describe(order, rebrac_settings(order))
+
+    return Control(
+        peer=REBRAC_CODE,
+        file="src/algorithms/rebrac.py",
+        commands=commands,
+        settings=settings,
+        args={"batch_size": 1024} | changes,
+        changes=changes,
+        packages=("jax", "flax", "optax", "chex"),
+    )
+
+
+REBRAC_CODE = Peer(
+    script="rebrac",
+    repository="DT6A/ReBRAC",
+    commit="694385b72fcef2ae318e3f0ff41ca36122355343",
+    folder=".",
+    files={
+        "src/algorithms/rebrac.py": "d57335d430b33115271b1663bbcfc020d7cc8dbb",
+        "src/networks.py": "df4dff4583ca7dd8dfe8d06d2a3bde86b74b37cd",
+        "src/nn.py": "def453d7ea1a8b06edb0bd7610d5b24f4877cd84",
+        "src/utils/buffer.py": "4cc81bdbf54b1de2b533cd61257b7a664a053206",
+        "src/utils/common.py": "9567f6909cc52d330093973c092e2cb86aadc495",
+    },
+    timed="nothing",
+    build=None,
+    jax=True,
+)
+
 # The part before the slash is the folder of the checkout.
 CONTROLS = {
     "CORL/iql": corl("iql", "iql.py", "iql", scheduled=True),
@@ -286,4 +346,6 @@ CONTROLS = {
     ),
     # The step of this schedule is commented out, so its learning rates are constant.
     "POR/iql": por_repository("iql", "main_iql.py", "iql", IQL_FILES),
+    "ReBRAC/rebrac": rebrac(),
+    "ReBRAC/rebrac_256": rebrac(batch_size=256),
 }

@@ -4,6 +4,7 @@ They have just what these programs use. `gym.make` gives our environment with ol
 `d4rl.qlearning_dataset` gives our data in D4RL's layout, and the others do nothing.
 """
 
+import enum
 import importlib.util
 import sys
 import types
@@ -209,6 +210,10 @@ def wrap() -> Callable:
 # --------------------------------------------------------------------------------------------------
 
 
+WANDB = ("init", "log", "finish", "mark_preempting")
+StepType = enum.Enum("StepType", ["FIRST", "MID", "LAST"])
+
+
 def nothing(*_, **__) -> None:
     """Take the place of a function that is not needed."""
 
@@ -242,14 +247,26 @@ def make_modules(name: str, make_env: Callable, task, data: dict, record: Record
         make_module(
             "d4rl", qlearning_dataset=qlearning_dataset, get_normalized_score=get_normalized_score
         ),
-        make_module("wandb", init=nothing, log=nothing, finish=nothing, run=run),
+        make_module("wandb", **dict.fromkeys(WANDB, nothing), run=run),
         make_module("pyrallis", wrap=wrap, dump=nothing),
         make_module("IPython", embed=nothing),
         make_module("sklearn", datasets=None),
         make_module("termcolor", colored=lambda text, color: text),
         make_module("coolname", generate_slug=lambda words: "run"),
+        # ReBRAC's code for images and for policies that draw their actions, which nothing calls
+        make_module("distrax", Transformed=object),
+        make_module("dm_env", Environment=object, StepType=StepType, specs=None),
+        make_module("dm_control", manipulation=None, suite=None),
+        make_module("dm_control.suite"),
+        make_module("dm_control.suite.wrappers", action_scale=None, pixels=None),
     ]
     return {module.__name__: module for module in modules}
+
+
+def stand_in_for_old_jax(jax: ModuleType) -> None:
+    """Give JAX the function tree_map() back, which ReBRAC calls and newer JAX lacks."""
+    if not hasattr(jax, "tree_map"):
+        jax.tree_map = jax.tree.map
 
 
 def cpu_for_cuda(to: Callable) -> Callable:

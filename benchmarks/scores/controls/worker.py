@@ -1,6 +1,7 @@
 """Train one seed of a control; started by `python -m benchmarks.scores.controls`."""
 
 import contextlib
+import importlib
 import json
 import os
 import platform
@@ -24,6 +25,7 @@ from benchmarks.scores.controls.stand_ins import (
     TrainedEnoughError,
     make_modules,
     stand_in_for_cuda,
+    stand_in_for_old_jax,
 )
 
 
@@ -99,6 +101,8 @@ def main() -> None:
     gymnasium.logger.min_level = gymnasium.logger.ERROR  # v4 is old; it is meant
     if not torch.cuda.is_available():
         stand_in_for_cuda()
+    if "jax" in CONTROLS[order.control].packages:
+        stand_in_for_old_jax(importlib.import_module("jax"))
     folder = Path(out).parent
     folder.mkdir(parents=True, exist_ok=True)
     part = train(order, CONTROLS[order.control], folder)
