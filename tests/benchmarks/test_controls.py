@@ -4,6 +4,7 @@ python -m pytest tests/benchmarks/test_controls.py
 """
 
 import dataclasses
+import importlib.util
 import json
 import sys
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from benchmarks.scores.controls.stand_ins import (
     cpu_for_cuda,
     qlearning_dataset,
     read_config,
+    stand_in_for_old_jax,
 )
 from benchmarks.scores.reading import complaints, read_result
 
@@ -138,10 +140,79 @@ class Policy:
         return [0.25]
 """
 
+# As ReBRAC: options in a YAML file, modules that begin with `src`, an evaluation after every epoch,
+# and imports that its training does not need.
+REBRAC = """
+import json
+from dataclasses import asdict, dataclass
+import gym
+import numpy as np
+import pyrallis
+import wandb
+from src.networks import Policy
+
+
+@dataclass
+class Config:
+    dataset_name: str = ""
+    batch_size: int = 1
+    num_epochs: int = 1000
+    num_updates_on_epoch: int = 1000
+    eval_episodes: int = 10
+    eval_every: int = 5
+    train_seed: int = 0
+
+
+@pyrallis.wrap()
+def main(config: Config):
+    wandb.init(config=asdict(config))
+    wandb.mark_preempting()
+    with open("config.json", "w") as file:
+        json.dump(asdict(config), file)
+    env = gym.make(config.dataset_name)
+    env.seed(42)
+    env.action_space.seed(42)
+    env = gym.wrappers.TransformObservation(env, lambda state: state)
+    for epoch in range(config.num_epochs):
+        if epoch % config.eval_every == 0 or epoch == config.num_epochs - 1:
+            env.seed(42)
+            for _ in range(config.eval_episodes):
+                state, done = env.reset(), False
+                while not done:
+                    state, _, done, _ = env.step(Policy().act(state))
+            wandb.log({"score": env.get_normalized_score(np.zeros(2))})
+
+
+if __name__ == "__main__":
+    main()
+"""
+REBRAC_POLICY = """
+import distrax
+import dm_env
+from dm_control import manipulation, suite
+from dm_control.suite.wrappers import action_scale, pixels
+
+FIRST = dm_env.StepType.FIRST
+
+
+class Drawn(distrax.Transformed):
+    pass
+
+
+class Images(dm_env.Environment):
+    pass
+
+
+class Policy:
+    def act(self, state):
+        return [0.25]
+"""
+REBRAC_CONFIG = "batch_size: 1024\ndataset_name: hopper-medium-v2\neval_every: 5\n"
+
 
 @pytest.fixture
 def checkouts(tmp_path):
-    """Return a folder with both programs."""
+    """Return a folder with these programs."""
     files = {
         "CORL/algorithms/offline/iql.py": CORL,
         "CORL/configs/offline/iql/hopper/medium_v2.yaml": CORL_CONFIG,
@@ -149,6 +220,12 @@ def checkouts(tmp_path):
         "TD3_BC/TD3_BC.py": "",
         "TD3_BC/utils.py": "",
         "TD3_BC/por.py": TD3_BC_POLICY,
+        "ReBRAC/src/algorithms/rebrac.py": REBRAC,
+        "ReBRAC/src/networks.py": REBRAC_POLICY,
+        "ReBRAC/src/nn.py": "",
+        "ReBRAC/src/utils/buffer.py": "",
+        "ReBRAC/src/utils/common.py": "",
+        "ReBRAC/configs/rebrac/hopper/hopper_medium.yaml": REBRAC_CONFIG,
     }
     for name, text in files.items():
         path = tmp_path / "others" / name
@@ -249,6 +326,22 @@ def test_the_last_evaluation_is_called_where_it_is_no_option(train, capsys):
     assert "evaluation 3 of 3" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name, batch", [("ReBRAC/rebrac", 1024), ("ReBRAC/rebrac_256", 256)])
+def test_every_epoch_of_rebrac_is_evaluated(train, name, batch):
+    part, folder = train(name)
+    assert part["returns"] == pytest.approx([our_score(0, 0.25)] * 2, rel=1e-6)
+    assert part["settings"].startswith("configs/rebrac/hopper/hopper_medium.yaml (git object ")
+    wanted = {"dataset_name": "hopper-medium-v2", "batch_size": batch, "train_seed": 3}
+    wanted |= {"num_epochs": 2, "num_updates_on_epoch": 10, "eval_every": 1}
+    config = json.loads((folder / "config.json").read_text())
+    assert config == wanted | {"eval_episodes": EPISODES}
+
+
+def test_rebrac_learns_in_even_updates(train):
+    with pytest.raises(SystemExit, match="ReBRAC/rebrac needs an even --eval-every"):
+        train("ReBRAC/rebrac", num_updates=15, eval_every=5)
+
+
 def test_modules_and_folders_are_as_before(train, por, tmp_path):
     words = list(sys.argv)
     train("TD3_BC/td3_bc")  # it has a por.py of its own
@@ -308,6 +401,18 @@ def test_a_config_is_read_with_the_types_of_its_fields(tmp_path):
     (tmp_path / "a.yaml").write_text("count: 7\n\nname: ''\nrate: 1e-3 # small\nflag: false\n")
     config = read_config(Config, ["--config_path", str(tmp_path / "a.yaml"), "--count", "1e3"])
     assert config == Config(1000, 1e-3, "", False)
+
+
+def test_newer_jax_gets_its_old_function_back():
+    def double(tree):
+        return {key: 2 * value for key, value in tree.items()}
+
+    jax = SimpleNamespace(tree=SimpleNamespace(map=double))
+    stand_in_for_old_jax(jax)
+    assert jax.tree_map({"a": 1}) == {"a": 2}
+    old = SimpleNamespace(tree_map=double, tree=SimpleNamespace(map=None))
+    stand_in_for_old_jax(old)
+    assert old.tree_map is double
 
 
 def test_cuda_can_mean_the_cpu():
@@ -396,6 +501,12 @@ def call(checkouts, tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out
 
     return call
+
+
+def test_packages_that_are_missing_are_named(call, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "flax" else 1)
+    with pytest.raises(SystemExit, match="^ReBRAC/rebrac needs jax, .*: pip install jax flax"):
+        call("--control", "ReBRAC/rebrac")
 
 
 @pytest.mark.slow
