@@ -33,6 +33,7 @@ from benchmarks.speed.peers import (
     onestep_rl,
     plas,
     por,
+    rebrac,
     spot,
     td3,
     td3_bc,
@@ -375,7 +376,7 @@ JAX = """
 import numpy
 from types import SimpleNamespace
 __version__ = "0.0"
-jit = lambda function, static_argnums: function
+jit = lambda function, static_argnums=(): function
 block_until_ready = lambda tree: None
 tree_util = SimpleNamespace(tree_leaves=lambda tree: list(tree.values()))
 random = SimpleNamespace(PRNGKey=lambda seed: (seed,),
@@ -489,6 +490,54 @@ def test_jax_corl_td3_bc_is_what_their_main_makes(jax, monkeypatch):
     (first, data, key, config), (*_, other, _) = (call.args for call in update.call_args_list)
     assert first is state and config is module.config and key != other
     assert [part[0, 0] for part in data[:4]] == [11, 3, 1, 12] and data.dones.dtype == np.float32
+
+
+def test_rebrac_runs_the_loop_of_their_main(jax, monkeypatch):
+    for name in ("pyrallis", "distrax"):
+        monkeypatch.setitem(sys.modules, name, None)
+
+    def fori_loop(lower, upper, body_fun, init_val):
+        for i in range(lower, upper):
+            init_val = body_fun(i, init_val)
+        return init_val
+
+    jax.lax.fori_loop = fori_loop
+    jax.tree = SimpleNamespace(map=lambda function, tree: {k: function(x) for k, x in tree.items()})
+    module, turned = MagicMock(), []
+    module.ReplayBuffer = type("ReplayBuffer", (), {})
+
+    def main(config):
+        """As theirs: the buffer, the state, and a loop over the updates of each epoch."""
+        buffer = module.ReplayBuffer()
+        buffer.create_from_d4rl("hopper-medium-v2", False, False)
+        metrics = SimpleNamespace(accumulators={"critic_loss": (np.array([0.5]), 1)})
+        carry = {"actor": actor_state(), "buffer": buffer, "metrics": metrics}
+
+        def body(i, carry):
+            batch = jax.tree_map(lambda column: column[i % 10], carry["buffer"].data)
+            turned.append((i, batch["states"].shape, config.batch_size))
+            actor = SimpleNamespace(params={"w": carry["actor"].params["w"] + 1})
+            return carry | {"actor": actor}
+
+        for _ in range(3):
+            carry = jax.lax.fori_loop(
+                lower=0, upper=config.num_updates_on_epoch, body_fun=body, init_val=carry
+            )
+        raise AssertionError("an epoch has run inside of main()")
+
+    module.main = main
+    module.Config = SimpleNamespace
+    loop = rebrac.rebrac(lambda name: jax if name == "jax" else module, ALL_ROWS, "hopper", "cpu")
+    assert jax.lax.fori_loop is fori_loop and not turned
+    data = loop.state.carry["buffer"].data
+    np.testing.assert_array_equal(data["next_states"], ALL_ROWS["next_observations"])
+    assert data["dones"].dtype == np.float32 and data["actions"].shape == (10, 3)
+    with pytest.raises(SystemExit, match="its actor did not change"):
+        loop.check()
+    loop.turn()
+    loop.check()
+    assert turned == [(i, (11,), 256) for i in range(rebrac.EPOCH)] and loop.updates == rebrac.EPOCH
+    assert loop.losses == {"critic_loss": 0.5}
 
 
 def test_products_of_jax_are_told(jax):

@@ -287,7 +287,7 @@ def rebrac(**changes) -> Control:
         return describe(order, rebrac_settings(order))
 
     return Control(
-        peer=REBRAC_CODE,
+        peer=find_peer("ReBRAC", "rebrac"),
         file="src/algorithms/rebrac.py",
         commands=commands,
         settings=settings,
@@ -296,23 +296,6 @@ def rebrac(**changes) -> Control:
         packages=("jax", "flax", "optax", "chex"),
     )
 
-
-REBRAC_CODE = Peer(
-    script="rebrac",
-    repository="DT6A/ReBRAC",
-    commit="694385b72fcef2ae318e3f0ff41ca36122355343",
-    folder=".",
-    files={
-        "src/algorithms/rebrac.py": "d57335d430b33115271b1663bbcfc020d7cc8dbb",
-        "src/networks.py": "df4dff4583ca7dd8dfe8d06d2a3bde86b74b37cd",
-        "src/nn.py": "def453d7ea1a8b06edb0bd7610d5b24f4877cd84",
-        "src/utils/buffer.py": "4cc81bdbf54b1de2b533cd61257b7a664a053206",
-        "src/utils/common.py": "9567f6909cc52d330093973c092e2cb86aadc495",
-    },
-    timed="nothing",
-    build=None,
-    jax=True,
-)
 
 # The part before the slash is the folder of the checkout.
 CONTROLS = {

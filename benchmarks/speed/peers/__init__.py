@@ -31,6 +31,7 @@ PROJECTS = {
     "BAIL": "bail",
     "JAX-CORL": "jax_corl",
     "unifloral": "unifloral",
+    "ReBRAC": "rebrac",
 }
 
 

@@ -22,6 +22,7 @@ STAND_INS = ("d4rl", "gym", "wandb")
 TORCH_STAND_INS = ("pyrallis", "IPython", "sklearn", "imageio", "termcolor", "coolname", "cv2")
 TORCH_STAND_INS += ("gym.envs", "gym.envs.mujoco")
 TORCH_STAND_INS += ("rlkit", "rlkit.core", "rlkit.core.tabulate", "rlkit.pythonplusplus")
+JAX_STAND_INS = ("h5py", "dm_env", "dm_control", "dm_control.suite", "dm_control.suite.wrappers")
 
 
 def stand_in(names: tuple[str, ...]) -> None:
@@ -80,8 +81,7 @@ def main() -> None:
     # What is printed meanwhile is no answer.
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         stand_in(STAND_INS)
-        if not peer.jax:
-            stand_in(TORCH_STAND_INS)
+        stand_in(JAX_STAND_INS if peer.jax else TORCH_STAND_INS)
         sys.path.insert(0, str(checkout / peer.folder))
         rows = their_rows(config["task"], config["rows"])
         np.random.seed(0)
