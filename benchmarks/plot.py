@@ -113,16 +113,30 @@ def brief_labels(rows: list[Row]) -> list[Row]:
     brief = {}
     for script in {row.script for row in rows}:
         members = [row for row in rows if row.script == script]
-        long = {row.label: row.label for row in members}
+        labels = list(dict.fromkeys(row.label for row in members))
         name = algorithm_name(script)
         choices = [
-            dict.fromkeys(long, name),
+            dict.fromkeys(labels, name),
             {row.label: row.variant or name for row in members},
-            {row.label: row.plain_label or row.label for row in members},
-            long,
+            without_common_words(labels),
         ]
-        brief |= next(labels for labels in choices if len(set(labels.values())) == len(long))
+        brief |= next(short for short in choices if len(set(short.values())) == len(labels))
     return [replace(row, label=brief[row.label]) for row in rows]
+
+
+def without_common_words(labels: list[str]) -> dict[str, str]:
+    """Return {'X (a, b)': 'X (a)', 'X (b)': 'X'}: label -> what is left without what all have."""
+    words = {}
+    for label in labels:
+        inner = label.partition(" (")[2].removesuffix(")")
+        words[label] = inner.split(", ") if inner and label.endswith(")") else []
+    common = set.intersection(*map(set, words.values()))
+    short = {}
+    for label in labels:
+        told = [word for word in words[label] if word not in common]
+        name = label.partition(" (")[0] if words[label] else label
+        short[label] = f"{name} ({', '.join(told)})" if told else name
+    return short
 
 
 def differing_options(row: Row, others: list[Row], of_words: bool) -> list[str]:

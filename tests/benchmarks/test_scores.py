@@ -391,6 +391,8 @@ def test_pages_show_all_targets_and_compare_by_the_first(folder, blank):
 def test_labels_in_figures_are_as_short_as_they_tell_rows_apart(folder):
     results = {
         "td3_bc": make_result("td3_bc", HOPPER, alpha=1.0, sigma=0.3),
+        "sac": make_result("sac", HOPPER, hidden=64),
+        "sac-fast": make_result("sac", HOPPER, hidden=64, lr=1e-3),
         "por-q": make_result("por", HOPPER, guide="q"),
         "por-weighted": make_result("por", HOPPER, guide="weighted", tau=0.8),
         "bc": make_result("bc", HOPPER),
@@ -407,6 +409,8 @@ def test_labels_in_figures_are_as_short_as_they_tell_rows_apart(folder):
         "IQL": "IQL",
         "IQL (lr 0.001)": "IQL (lr 0.001)",
         "POR (q)": "POR (q)",
+        "SAC (hidden 64)": "SAC",
+        "SAC (hidden 64, lr 0.001)": "SAC (lr 0.001)",
         "POR (weighted, tau 0.8)": "POR (weighted)",
         "TD3+BC (alpha 1.0, sigma 0.3)": "TD3+BC",
     }
@@ -423,7 +427,7 @@ def test_long_labels_fit_into_the_figure(folder):
         many = {"alpha": 1.0, "sigma": 0.3, "noise_clip": 0.1, "discount": 0.995}
         put(folder, f"{name}/one", make_result("td3_bc", env, **many))
         put(folder, f"{name}/two", make_result("td3_bc", env, **many | {"alpha": 2.0}))
-    rows = plot.brief_labels(reading.read_results(folder / "results"))
+    rows = reading.read_results(folder / "results")
     assert max(len(row.label) for row in rows) > 40
     figure = tables.draw_scores(rows, {}, "A title")
     with warnings.catch_warnings():
