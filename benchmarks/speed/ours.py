@@ -36,8 +36,8 @@ class Config:
     phase: str = "train"
     device: str = "cpu"
     rows: int = 1_000_000
-    file: str | None = None  # with the rows, as write_rows() makes it; None: made for this process
     words: list[str] = field(default_factory=list)  # the script's own options
+    file: str | None = None  # with the rows, as write_rows() makes it; None: made for this process
 
 
 def build(config: Config) -> tuple[ModuleType, object]:
