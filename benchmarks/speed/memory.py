@@ -1,7 +1,8 @@
 """Measure how much memory a training of each script takes: the most that its process ever had.
 
-A script reads random rows with the dimensions of a task from a file, builds one agent and makes 20
-updates without compiling. So PyTorch itself, reading the file and the table of rows are counted.
+A script reads random rows with the dimensions of a task from a file, builds one agent with its
+default options and makes 20 updates without compiling. So PyTorch itself, reading the file and the
+table of rows are counted.
 
     python -m benchmarks.speed.memory
     python -m benchmarks.speed.memory --out benchmarks/speed/results/memory.json
@@ -42,7 +43,7 @@ def main() -> None:
     if args.rows < 1:
         sys.exit("--rows must be above 0")
     if peak_memory() is None:
-        sys.exit("only Linux tells how much memory a process took at most")
+        sys.exit("this system does not tell how much memory a process took at most; Linux does")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         file = f"{folder}/rows.hdf5"

@@ -134,8 +134,8 @@ def all_tables(folder: Path = RESULTS) -> str:
 def readme_table(files: list[dict], memory: dict) -> str:
     """Return milliseconds per update of one agent, by algorithm and kind of execution.
 
-    `files` are what several commands measured on one machine with as many threads, `memory` is what
-    benchmarks/speed/memory.py measured.
+    `files` are what several commands measured on one machine with as many threads; of a script that
+    two of them have, the last one counts. `memory` is what benchmarks/speed/memory.py measured.
     """
     megabytes = {row["script"]: row["memory_mb"] for row in memory["rows"]}
     about = {(numbers["machine"], numbers["threads"]) for numbers in files}
@@ -167,7 +167,8 @@ def readme_table(files: list[dict], memory: dict) -> str:
         "networks are each algorithm's own. Other people's code was timed in turn with ours, as it "
         "is; the page below says which. Memory: the most that a process takes which trains one "
         f"agent on {memory['transitions']:,} rows of {TASKS[memory['task']].obs_dim} observations, "
-        "on a CPU, without compiling (`python -m benchmarks.speed.memory`)."
+        "on a CPU, with the default options and without compiling (`python -m "
+        "benchmarks.speed.memory`)."
     )
     header = ["algorithm", *(f"`{way}`" for way in ways), "other people's code"]
     header += ["minutes per million updates, ours", "memory, MB"]

@@ -84,13 +84,12 @@ def time_in_turn(
 
 
 def peak_memory() -> int | None:
-    """Return how many MB of the machine's memory this process took at most; only Linux tells."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
+    """Return how many MB of the machine's memory this process took at most; None: nobody tells."""
+    status = Path("/proc/self/status")  # Linux has it
+    text = status.read_text() if status.exists() else ""
     # Not getrusage(): its maximum includes that of the process that started this one.
-    (kib,) = re.findall(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
-    return round(int(kib) * 1024 / 1e6)
+    found = re.search(r"^VmHWM:\s*(\d+) kB$", text, re.MULTILINE)
+    return round(int(found[1]) * 1024 / 1e6) if found else None
 
 
 def serve(

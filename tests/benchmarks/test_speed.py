@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.common import ROOT
-from benchmarks.speed import measure, memory, ours, page
+from benchmarks.speed import measure, memory, ours, page, turns
 from benchmarks.speed.rows import TASKS, random_rows
 from benchmarks.speed.turns import Worker, time_in_turn
 from tests import sync
@@ -164,6 +164,18 @@ def test_memory_is_that_of_the_process_alone():
     del ballast
     assert sizes[0] < 300
     assert 90 < sizes[1] - sizes[0] < 110
+
+
+def test_a_system_that_does_not_tell_ends_the_command(monkeypatch):
+    monkeypatch.setattr(turns.Path, "exists", lambda path: False)
+    assert turns.peak_memory() is None
+    monkeypatch.undo()
+    monkeypatch.setattr(turns.Path, "read_text", lambda path: "Name:\tpython\n")
+    assert turns.peak_memory() is None
+    monkeypatch.setattr(memory, "peak_memory", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["memory", "--script", "bc"])
+    with pytest.raises(SystemExit, match="does not tell how much memory"):
+        memory.main()
 
 
 @pytest.mark.slow
@@ -334,6 +346,8 @@ def test_the_readme_s_table_joins_files_of_one_machine():
     assert "| POR | 50.0 | 20.0 | Theirs 60.0 | 333 | 1,234 |" in table
     assert "| DT (`--context 5`) | 70.0 | - | - | 1,167 | - |" in table
     assert "5,000 rows of 11 observations" in table
+    again = page.readme_table([*files, file("por", 1, eager=0.4)], memory)
+    assert "| POR | 40.0 | 20.0 |" in again  # of two, the last one counts
     with pytest.raises(SystemExit, match="not of one machine"):
         page.readme_table([*files, file("iql", 2, eager=1.0)], memory)
 

@@ -39,7 +39,7 @@ def rebrac(load, rows: dict, task: str, device: str) -> JaxLoop:
         "actions": "actions",
         "rewards": "rewards",
         "next_states": "next_observations",
-        "next_actions": "actions",  # of other rows, which takes as long
+        "next_actions": "actions",  # which are not the next ones, but take as long
         "dones": "terminals",
     }
 
