@@ -210,6 +210,101 @@ class Policy:
 REBRAC_CONFIG = "batch_size: 1024\ndataset_name: hopper-medium-v2\neval_every: 5\n"
 
 
+# As onestep-rl: a replay buffer in a file, settings of Hydra in several files, instances by name,
+# and an episode in the first update of each of three phases.
+ONESTEP_REPLAY = """
+import argparse
+import gym
+import torch
+from learner import Replay
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--name")
+    name = parser.parse_args().name
+    torch.save(Replay(gym.make(name).get_dataset()), f"data/{name}.pt")
+"""
+ONESTEP_TRAIN = """
+import json
+import hydra
+import torch
+
+
+@hydra.main(config_path="config", config_name="train")
+def train(cfg):
+    replay = torch.load(cfg.data_path)
+    import gym
+    env = gym.make(cfg.env.name)
+    cfg.state_dim = env.observation_space.shape[0]
+    learners = [hydra.utils.instantiate(part) for part in (cfg.beta, cfg.q, cfg.pi)]
+    with open("config.json", "w") as file:
+        seen = [learner.settings for learner in learners]
+        rows = len(replay.dataset["rewards"])
+        json.dump({"rows": rows, "seed": cfg.seed, "log_dir": cfg.log_dir, "seen": seen}, file)
+    for learner, steps in zip(learners, (cfg.beta_steps, cfg.q_steps, cfg.pi_steps)):
+        for step in range(int(steps)):
+            if step % int(cfg.log_freq) == 0:
+                learner.eval(env, cfg.eval_episodes)
+
+
+if __name__ == "__main__":
+    train()
+"""
+ONESTEP_LEARNER = """
+class Replay:
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+
+class Learner:
+    def __init__(self, push, **settings):
+        self.push = push
+        self.settings = settings
+
+    def eval(self, env, n_episodes):
+        for _ in range(n_episodes):
+            state, done = env.reset(), False
+            while not done:
+                state, _, done, _ = env.step([self.push])
+"""
+ONESTEP_CONFIG = """
+# @package _global_
+name: train_${env.name}_${seed}
+path: ???
+defaults:
+  - beta: bc
+  - q: sarsa
+  - pi: reverse_kl
+beta_steps: 5e5
+q_steps: 2e6
+pi_steps: 1e5
+pi:
+  load_path: null
+log_freq: 2e3
+eval_episodes: 1
+log_dir: ${path}/logs/${name}
+seed: 0
+device: cuda
+data_path: ${path}/data/${env.name}.pt
+env:
+  name: halfcheetah-medium-v2
+state_dim: ???
+hydra:
+  run:
+    dir: .
+"""
+ONESTEP_PART = """# @package part
+_target_: learner.Learner
+name: NAME
+
+push: PUSH
+width: 1024  # units
+lr: 1e-4
+state_dim: ${state_dim}
+format_str: "Step {values[step]:8.0f}, in ${seed}"
+"""
+
+
 @pytest.fixture
 def checkouts(tmp_path):
     """Return a folder with these programs."""
@@ -220,6 +315,10 @@ def checkouts(tmp_path):
         "TD3_BC/TD3_BC.py": "",
         "TD3_BC/utils.py": "",
         "TD3_BC/por.py": TD3_BC_POLICY,
+        "onestep-rl/d4rl_to_replay.py": ONESTEP_REPLAY,
+        "onestep-rl/train.py": ONESTEP_TRAIN,
+        "onestep-rl/learner.py": ONESTEP_LEARNER,
+        "onestep-rl/config/train.yaml": ONESTEP_CONFIG,
         "ReBRAC/src/algorithms/rebrac.py": REBRAC,
         "ReBRAC/src/networks.py": REBRAC_POLICY,
         "ReBRAC/src/nn.py": "",
@@ -227,6 +326,11 @@ def checkouts(tmp_path):
         "ReBRAC/src/utils/common.py": "",
         "ReBRAC/configs/rebrac/hopper/hopper_medium.yaml": REBRAC_CONFIG,
     }
+    for name, push in (("beta/bc", "-0.5"), ("q/sarsa", "0.5"), ("pi/reverse_kl", "0.25")):
+        text = ONESTEP_PART.replace("NAME", name.partition("/")[2]).replace("PUSH", push)
+        files[f"onestep-rl/config/{name}.yaml"] = text
+    for name in CONTROLS["onestep-rl/onestep"].peer.files:
+        files.setdefault(f"onestep-rl/{name}", "")
     for name, text in files.items():
         path = tmp_path / "others" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -249,7 +353,7 @@ def train(checkouts, data, tmp_path):
         checkout = checkouts / name.partition("/")[0]
         order = Order(name, str(checkout), DATASET, "hopper-medium-v2", **words)
         folder = tmp_path / "run"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         return worker.train(order, CONTROLS[name], folder), folder
 
     return train
@@ -340,6 +444,22 @@ def test_every_epoch_of_rebrac_is_evaluated(train, name, batch):
 def test_rebrac_learns_in_even_updates(train):
     with pytest.raises(SystemExit, match="ReBRAC/rebrac needs an even --eval-every"):
         train("ReBRAC/rebrac", num_updates=15, eval_every=5)
+
+
+def test_the_policy_of_onestep_is_evaluated_after_its_training(train, data, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    part, folder = train("onestep-rl/onestep", eval_every=20)
+    assert part["returns"] == pytest.approx([our_score(0, 0.25)], rel=1e-6)
+    config = json.loads((folder / "config.json").read_text())
+    rows = len(data["rewards"])
+    wanted = {"rows": rows, "seed": 3, "log_dir": "./logs/train_hopper-medium-v2_3"}
+    assert {key: config[key] for key in wanted} == wanted
+    usual = {"width": 256, "lr": 1e-4, "state_dim": 3, "name": "reverse_kl", "load_path": None}
+    assert config["seen"][2] == usual | {"format_str": "Step {values[step]:8.0f}, in 3"}
+    assert config["seen"][1]["name"] == "sarsa" and "load_path" not in config["seen"][1]
+    assert not list((folder / "data").iterdir())  # a million rows are large
+    with pytest.raises(SystemExit, match="onestep is evaluated once: give --eval-every 20"):
+        train("onestep-rl/onestep", eval_every=10)
 
 
 def test_modules_and_folders_are_as_before(train, por, tmp_path):

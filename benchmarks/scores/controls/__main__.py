@@ -114,8 +114,10 @@ def train_seed(order: Order, folder: Path) -> dict:
     log_path = out.with_name("log.txt")
     print(f"{order.control}, seed {order.seed}: progress in {log_path}", flush=True)
     command = [sys.executable, "-m", "benchmarks.scores.controls.worker"]
-    # Their bars would fill the log.
+    # Their bars would fill the log. A file that they have stored before may hold objects of their
+    # own classes, which older PyTorch read without being told.
     env = os.environ | {"PYTHONUNBUFFERED": "1", "TQDM_MININTERVAL": "60"}
+    env["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
     with open(log_path, "w") as log:
         words = [*command, json.dumps(asdict(order)), str(out)]
         code = subprocess.run(words, stdout=log, stderr=log, env=env, cwd=ROOT).returncode

@@ -297,6 +297,61 @@ def rebrac(**changes) -> Control:
     )
 
 
+# --------------------------------------------------------------------------------------------------
+# onestep-rl: one program stores a replay buffer, another trains a clone, its Q and then a policy
+# --------------------------------------------------------------------------------------------------
+
+ONESTEP_WIDTH = 256  # theirs are 1,024 units wide, which trains five times as long on a CPU
+
+
+def onestep_commands(order: Order) -> Commands:
+    # A phase is evaluated in its first update and in every log_freq-th one after it. Only the clone
+    # and Q train before the policy, so what is played on the way has no score.
+    if order.eval_every != order.num_updates:
+        sys.exit(f"{order.control} is evaluated once: give --eval-every {order.num_updates}")
+    for name in ("data", "models"):
+        Path(name).mkdir(exist_ok=True)
+    yield "d4rl_to_replay.py", options(name=order.namesake)
+    values = {
+        "path": ".",
+        "env.name": order.namesake,
+        "seed": order.seed,
+        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "log_freq": order.num_updates,
+    }
+    values |= dict.fromkeys(("beta_steps", "q_steps", "pi_steps"), order.num_updates)
+    values |= dict.fromkeys(("beta.width", "q.width", "pi.width"), ONESTEP_WIDTH)
+    yield "train.py", [f"{name}={value}" for name, value in values.items()]
+    Path("data", f"{order.namesake}.pt").unlink()  # some hundred MB
+
+
+def onestep_evaluate(names: dict) -> None:
+    """Play as their policy is evaluated: by its mean. Their evaluations play one episode each."""
+    hydra = sys.modules["hydra"]
+    hydra.made["pi"].eval(sys.modules["gym"].make(hydra.settings.env.name), EPISODES)
+
+
+ONESTEP_FILES = {
+    "train.py": "b31fe842e4f2a6217ac908381f1101818c688910",
+    "d4rl_to_replay.py": "7690ae5f0df681e898ddddbddb2deefdac3dec0a",
+    "q_learner.py": "a935ad3c3fe39a54b6e17ce0d5e66579e80d25e6",
+    "config/train.yaml": "a164cc592bf3e7586f1ec17adb1f35cb841efe06",
+    "config/beta/bc.yaml": "d845925312c4a8945c49cac450de51b0fb490017",
+    "config/q/sarsa.yaml": "cc5dd839cf45512e47b3ee4a7b43c75164cd332e",
+    "config/pi/reverse_kl.yaml": "cd91fe2c7be28a6a6d3fd027329d40439a0c14d0",
+}
+ONESTEP = Control(
+    peer=find_peer("onestep-rl", "onestep", ONESTEP_FILES),
+    file="train.py",
+    commands=onestep_commands,
+    settings=lambda order: "config/train.yaml, the same for all datasets",
+    args={"batch_size": 512, "hidden": ONESTEP_WIDTH, "improvement": "rkl"},
+    changes={"width": ONESTEP_WIDTH},
+    eval_episodes=3,  # one in the first update of each phase
+    evaluate=onestep_evaluate,
+)
+
+
 # The part before the slash is the folder of the checkout.
 CONTROLS = {
     "CORL/iql": corl("iql", "iql.py", "iql", scheduled=True),
@@ -329,6 +384,7 @@ CONTROLS = {
     ),
     # The step of this schedule is commented out, so its learning rates are constant.
     "POR/iql": por_repository("iql", "main_iql.py", "iql", IQL_FILES),
+    "onestep-rl/onestep": ONESTEP,
     "ReBRAC/rebrac": rebrac(),
     "ReBRAC/rebrac_256": rebrac(batch_size=256),
 }

@@ -4,8 +4,11 @@ They have just what these programs use. `gym.make` gives our environment with ol
 `d4rl.qlearning_dataset` gives our data in D4RL's layout, and the others do nothing.
 """
 
+import contextlib
 import enum
+import importlib
 import importlib.util
+import re
 import sys
 import types
 import typing
@@ -206,6 +209,115 @@ def wrap() -> Callable:
 
 
 # --------------------------------------------------------------------------------------------------
+# Hydra
+# --------------------------------------------------------------------------------------------------
+
+
+def read_yaml(path: Path) -> dict:
+    """Read a YAML file of names, texts, lists and one level of nesting. All values are texts.
+
+    A list is a dictionary of its entries, which are pairs here, too: "- beta: bc".
+    """
+    content, inner = {}, {}
+    for line in path.read_text().splitlines():
+        line = "" if line.startswith("#") else line.partition(" #")[0]
+        name, _, value = line.strip().removeprefix("- ").partition(":")
+        if not name:
+            continue
+        value = value.strip().removeprefix('"').removesuffix('"')
+        if line.startswith(" "):
+            inner[name] = value
+        elif value:
+            content[name] = value
+        else:
+            inner = content[name] = {}
+    return content
+
+
+class Settings:
+    """A tree of texts. An attribute is read as a number where it can be. ${name} is looked up."""
+
+    def __init__(self, content: dict, root: "Settings | None" = None):
+        top = root or self
+        children = {
+            key: Settings(value, top) if isinstance(value, dict) else value
+            for key, value in content.items()
+        }
+        vars(self).update(children, _root=top)
+
+    def __getattribute__(self, name: str):
+        value = super().__getattribute__(name)
+        if name.startswith("_") or not isinstance(value, str):
+            return value
+        text = re.sub(r"\$\{([\w.]+)\}", lambda found: str(self._root[found[1]]), value)
+        words = {"true": True, "false": False, "null": None}
+        for kind in (words.__getitem__, int, float):
+            with contextlib.suppress(KeyError, ValueError):
+                return kind(text)
+        return text
+
+    def __getitem__(self, path: str):
+        """Return settings["env.name"], for example."""
+        value = self
+        for name in path.split("."):
+            value = getattr(value, name)
+        return value
+
+    def __setitem__(self, path: str, value) -> None:
+        above, _, name = path.rpartition(".")
+        setattr(self[above] if above else self, name, value)
+
+
+def read_settings(folder: Path, name: str, words: list[str]) -> Settings:
+    """Return the settings of <name>.yaml with its defaults, and with words such as "q.width=256".
+
+    "- q: sarsa" among the defaults stands for what q/sarsa.yaml has.
+    """
+    content = read_yaml(folder / f"{name}.yaml")
+    given = dict(word.split("=", maxsplit=1) for word in words)
+    for group, choice in content.pop("defaults").items():
+        known = read_yaml(folder / group / f"{given.pop(group, choice)}.yaml")
+        content[group] = known | content.get(group, {})
+    settings = Settings(content)
+    for path, value in given.items():
+        settings[path] = value
+    return settings
+
+
+def make_hydra() -> ModuleType:
+    """Return a module with main() and utils.instantiate().
+
+    `hydra.settings` are those of the program, `hydra.made` has the instances of their groups.
+    """
+
+    def main(config_path: str, config_name: str) -> Callable:
+        def decorate(function: Callable) -> Callable:
+            folder = Path(function.__globals__["__file__"]).parent / config_path
+
+            def call() -> None:
+                module.settings = read_settings(folder, config_name, sys.argv[1:])
+                function(module.settings)
+
+            return call
+
+        return decorate
+
+    def instantiate(settings: Settings):
+        """Call what _target_ names with all other settings."""
+        where, _, name = vars(settings)["_target_"].rpartition(".")
+        names = [key for key in vars(settings) if not key.startswith("_")]
+        kind = getattr(importlib.import_module(where), name)
+        instance = kind(**{key: settings[key] for key in names})
+        group = next(key for key, part in vars(module.settings).items() if part is settings)
+        module.made[group] = instance
+        return instance
+
+    module = make_module("hydra", main=main, utils=make_module("hydra.utils"), made={})
+    module.utils.instantiate = instantiate
+    return module
+
+
+# --------------------------------------------------------------------------------------------------
 # Modules
 # --------------------------------------------------------------------------------------------------
 
@@ -249,6 +361,7 @@ def make_modules(name: str, make_env: Callable, task, data: dict, record: Record
         ),
         make_module("wandb", **dict.fromkeys(WANDB, nothing), run=run),
         make_module("pyrallis", wrap=wrap, dump=nothing),
+        make_hydra(),
         make_module("IPython", embed=nothing),
         make_module("sklearn", datasets=None),
         make_module("termcolor", colored=lambda text, color: text),
