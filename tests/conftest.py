@@ -35,6 +35,13 @@ def pytest_collection_modifyitems(items) -> None:
     items.sort(key=lambda item: item.path.stem != "test_pages")
 
 
+@pytest.fixture(autouse=True)
+def same_draws() -> None:
+    """Let a test's random numbers be the same alone and after any other tests."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+
+
 @pytest.fixture(scope="session")
 def por() -> ModuleType:
     """Return the model script."""

@@ -76,7 +76,7 @@ def numpy_step(theta, obs, action, advantage, args) -> tuple[np.ndarray, int]:
     return theta, args.search_steps
 
 
-@pytest.mark.parametrize("max_kl", [1e-3, 0.01, 0.5])
+@pytest.mark.parametrize("max_kl", [1e-3, 0.01, 4.0])
 def test_a_step_is_that_of_the_whole_fisher_matrix_in_numpy(max_kl):
     torch.set_default_dtype(torch.float64)
     try:
@@ -96,8 +96,8 @@ def test_a_step_is_that_of_the_whole_fisher_matrix_in_numpy(max_kl):
         assert abs(expected - theta).max() > 1e-3
         np.testing.assert_allclose(found, expected, atol=1e-6)
         tries.append(tried)
-    if max_kl == 0.5:  # the search has to shorten the steps of some agents
-        assert set(tries) == {0, 1}
+    if max_kl == 4:  # the search has to shorten the steps of some agents
+        assert max(tries) > 0
 
 
 @pytest.mark.parametrize("real", [True, False])
