@@ -17,131 +17,26 @@
    rliable's probability of improvement P(X > Y) with its interval, and the one-sided p of a
    permutation test, seeds exchanged within each task. Many orders are tested at once, so a single
    p of 0.05 is no discovery.
-6. claims.csv lists what this project claims, one claim a line. Names are files of results/:
-       hopper-medium-v2/por-q,reproduces,paper   our mean is within the paper's (rerun's) spread
-       a/iql;b/iql,better,a/bc;b/bc              p <= 0.05, over these tasks together
+6. claims.csv lists what this project claims, and orders of the documents that do not hold here.
+   Each is tested anew (claims.py), and must be marked as the test finds.
 """
 
-import csv
 import itertools
 import math
 import sys
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import tyro
 
-from benchmarks.common import (
-    interval,
-    markdown_table,
-    mean_and_spread,
-    probability_of_improvement,
-)
+from benchmarks.common import markdown_table, mean_and_spread
 from benchmarks.scores import tables
-from benchmarks.scores.reading import PUBLISHED_UPDATES, Row, namesake, read_results
-
-MOST_SPLITS = 200_000  # more permutations than these are sampled
-LEVEL = 0.05  # of a permutation test
-FEWEST_SEEDS = 3  # of a run that may count as a reproduction
-
-
-@dataclass
-class Args(tables.Args):
-    claims: Path = tables.SCORES / "claims.csv"  # what is claimed
-
-
-# --------------------------------------------------------------------------------------------------
-# Support of an order
-# --------------------------------------------------------------------------------------------------
-
-
-def permutation_p(pairs: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return the one-sided p of 'the first is higher' for the scores (n,) and (m,) of each task.
-
-    It is how often exchanged seeds differ at least as much. The statistic is the sum over tasks of
-    the difference of means. All splits are counted, or random ones where there are too many.
-    """
-    observed = sum(x.mean() - y.mean() for x, y in pairs)
-    counts = [math.comb(len(x) + len(y), len(x)) for x, y in pairs]
-    total = np.zeros(1)
-    if math.prod(counts) <= MOST_SPLITS:
-        for x, y in pairs:
-            both = np.concatenate([x, y])
-            first = np.array(list(itertools.combinations(range(len(both)), len(x))))
-            gaps = difference_of_means(both[first].sum(1), both, len(x))
-            total = (total[:, None] + gaps).ravel()
-        return float((total >= observed - 1e-9).mean())
-    rng = np.random.default_rng(0)
-    for x, y in pairs:
-        both = np.concatenate([x, y])
-        shuffled = rng.permuted(np.tile(both, (MOST_SPLITS, 1)), axis=1)
-        total = total + difference_of_means(shuffled[:, : len(x)].sum(1), both, len(x))
-    return float(((total >= observed - 1e-9).sum() + 1) / (MOST_SPLITS + 1))
-
-
-def difference_of_means(sums: np.ndarray, both: np.ndarray, n: int) -> np.ndarray:
-    """Return the mean of n values minus that of the others, for the sums of the n."""
-    return sums / n - (both.sum() - sums) / (len(both) - n)
-
-
-def support(pairs: list[tuple[np.ndarray, np.ndarray]]) -> dict:
-    """Return difference of means, P(X > Y) with its interval, p and a verdict."""
-    if len({(len(x), len(y)) for x, y in pairs}) > 1:
-        sys.exit("tasks that are taken together need equally many seeds")
-    x, y = (np.stack(side, axis=1) for side in zip(*pairs, strict=True))
-    gap = float(x.mean() - y.mean())
-    p = permutation_p(pairs)
-    if p <= LEVEL:
-        verdict = "supported"
-    elif permutation_p([(b, a) for a, b in pairs]) <= LEVEL:
-        verdict = "contradicted"
-    elif gap > 0:
-        verdict = "same direction, not significant"
-    else:
-        verdict = "other direction, not significant"
-    return {
-        "gap": gap,
-        "better": float(probability_of_improvement(x, y)),
-        "interval": interval(probability_of_improvement, x, y, resamples=2_000),
-        "p": p,
-        "verdict": verdict,
-    }
-
+from benchmarks.scores.claims import compare, judge, obstacles, read_claims, rows_by_name, support
+from benchmarks.scores.papers import find_target, published, read_paper_scores
+from benchmarks.scores.reading import Row, namesake, read_results
 
 # --------------------------------------------------------------------------------------------------
 # D4RL's own data: beside the published numbers
 # --------------------------------------------------------------------------------------------------
-
-
-def obstacles(row: Row) -> list[str]:
-    """Return why a row cannot count as a reproduction, whatever its score."""
-    found = []
-    if row.updates < PUBLISHED_UPDATES:
-        found.append(f"{row.updates:,} of {PUBLISHED_UPDATES:,} updates")
-    if row.seeds < FEWEST_SEEDS:
-        found.append(f"{row.seeds} of {FEWEST_SEEDS} seeds")
-    if row.deviations:
-        words = [f"{key} {value}" for key, value in row.deviations.items()]
-        found.append(f"settings of its own: {', '.join(words)}")
-    return found
-
-
-def compare(row: Row, number: dict | None) -> tuple[str, bool]:
-    """Return the difference in words, and whether our mean is within the published spread."""
-    if number is None:
-        return "no published number", False
-    gap = row.final.mean() - number["score"]
-    spread = row.final.std() if number["std"] is None else number["std"]
-    # Half a unit of the last printed digit is rounding.
-    within = abs(gap) <= spread + 0.05
-    word = "below"
-    if within:
-        word = "within"
-    elif gap > 0:
-        word = "above"
-    note = " our spread, none printed" if number["std"] is None else ""
-    return f"{gap:+.1f}, {word}{note}", within
 
 
 def comparison_table(rows: list[Row], targets: dict) -> str:
@@ -153,9 +48,9 @@ def comparison_table(rows: list[Row], targets: dict) -> str:
         line = [row.label, row.dataset, mean_and_spread(row.final)]
         matches = []
         for use in ("paper", "rerun"):
-            number = tables.find_target(targets, row, use)
+            number = find_target(targets, row, use)
             words, within = compare(row, number)
-            line += [tables.published(number), words]
+            line += [published(number), words]
             if within:
                 matches.append(use)
         verdict = f"matches {' and '.join(matches)}" if matches else "no match"
@@ -247,7 +142,7 @@ def claimed_order(targets: dict, better: Row, worse: Row) -> str | None:
     margin = max(1, (high["std"] or 0) + (low["std"] or 0))
     if high["score"] - low["score"] <= margin:
         return None
-    return f"{tables.published(high)} and {tables.published(low)} on {name}"
+    return f"{published(high)} and {published(low)} on {name}"
 
 
 def order_table(rows: list[Row], targets: dict) -> str:
@@ -291,76 +186,18 @@ def order_line(pairs: list[tuple[Row, Row]], data: str, numbers: str) -> list[st
 
 
 # --------------------------------------------------------------------------------------------------
-# Claims
-# --------------------------------------------------------------------------------------------------
-
-
-def read_claims(path: Path) -> list[dict]:
-    """Return the lines of claims.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        claims = list(csv.DictReader(file))
-    for number, claim in enumerate(claims, start=2):
-        result, kind, than = (claim.get(key) or "" for key in ("result", "claim", "than"))
-        good = bool(result and than)
-        if kind == "reproduces":
-            good = good and than in ("paper", "rerun") and ";" not in result
-        elif kind == "better":
-            good = good and result.count(";") == than.count(";")
-        else:
-            good = False
-        if not good:
-            sys.exit(
-                f"{path.name}:{number} is no claim; see `python -m benchmarks.scores.check -h`"
-            )
-    return claims
-
-
-def why_false(claim: dict, rows: dict[str, Row], targets: dict) -> str | None:
-    """Return why a claim does not hold, or None if it does. `rows`: by name in results/."""
-    names = claim["result"].split(";")
-    others = claim["than"].split(";") if claim["claim"] == "better" else []
-    if len(set(names)) < len(names):
-        return "a result is named twice, but counts once"
-    missing = [name for name in [*names, *others] if name not in rows]
-    if missing:
-        return f"there is no result {', '.join(missing)}"
-    if claim["claim"] == "reproduces":
-        return why_not_reproduced(rows[names[0]], claim["than"], targets)
-    pairs = [(rows[a], rows[b]) for a, b in zip(names, others, strict=True)]
-    if len({better.dataset for better, _ in pairs}) < len(pairs):
-        return "two pairs are on one dataset, which counts once"
-    for better, worse in pairs:
-        alike = ("dataset", "fingerprint", "updates")
-        if any(getattr(better, key) != getattr(worse, key) for key in alike):
-            return f"{better.file.stem} and {worse.file.stem} differ in data or length"
-    found = support([(better.final, worse.final) for better, worse in pairs])
-    if found["p"] <= LEVEL:
-        return None
-    return f"difference {found['gap']:+.1f}, p {found['p']:.3f}: {found['verdict']}"
-
-
-def why_not_reproduced(row: Row, use: str, targets: dict) -> str | None:
-    """Return why a result does not reproduce a published number, or None if it does."""
-    words, within = compare(row, tables.find_target(targets, row, use))
-    reasons = obstacles(row)
-    if not within:
-        reasons.append(words)
-    return "; ".join(reasons) or None
-
-
-# --------------------------------------------------------------------------------------------------
 # Command line
 # --------------------------------------------------------------------------------------------------
 
 
 def main(words: list[str] | None = None) -> None:
-    args = tyro.cli(Args, args=words, description=__doc__)
+    args = tyro.cli(tables.Args, args=words, description=__doc__)
     tables.check_paths(args)
     try:
         rows = read_results(args.results)
     except ValueError as error:
         sys.exit(str(error))
-    targets = tables.read_paper_scores()
+    targets = read_paper_scores()
     print(f"{len(rows)} rows of results, none of which contradicts itself")
     print(f"\n## D4RL's own data\n\n{comparison_table(rows, targets)}")
     print(f"\n## Published for as many updates\n\n{published_table(rows)}")
@@ -368,17 +205,13 @@ def main(words: list[str] | None = None) -> None:
     print(f"\n## Rebuilt data: orders that papers claim\n\n{order_table(rows, targets)}\n")
     pages, figures = tables.outdated(args)
     problems = [f"{path.name} is not what the results give" for path in [*pages, *figures]]
-    by_name = {
-        row.file.relative_to(args.results).with_suffix("").as_posix(): row
-        for row in rows
-        if row.phase != "online" and not row.control and row.target_number == 0
-    }
+    named = rows_by_name(rows)
     for claim in read_claims(args.claims):
-        reason = why_false(claim, by_name, targets)
-        text = " ".join(claim.values())
-        print(f"claim: {text}: {'holds' if reason is None else reason}")
-        if reason is not None:
-            problems.append(f"claim: {text}: {reason}")
+        right, found = judge(claim, named, targets)
+        line = f"claim: {claim['result']} {claim['claim']} {claim['than']}: {found}"
+        print(line)
+        if not right:
+            problems.append(line)
     if problems:
         sys.exit("\n".join(["not as it should be:", *problems]))
 

@@ -12,7 +12,6 @@ name of the dataset that it belongs to. Controls, which are other people's code 
 below the rows of ours, and are in no mean, figure or table of the top-level page.
 """
 
-import csv
 import hashlib
 import json
 import re
@@ -43,13 +42,16 @@ from benchmarks.common import (
     write_atomically,
 )
 from benchmarks.scores.board import board_csv, board_text
+from benchmarks.scores.claims import CLAIMS, claims_table, read_claims
 from benchmarks.scores.online import is_from_scratch
+from benchmarks.scores.papers import find_target, published, read_paper_scores
 from benchmarks.scores.reading import Row, of_first_targets, read_results
 
 matplotlib.use("Agg")
 
 SCORES = ROOT / "benchmarks" / "scores"
 BOARD_MARKS = ("<!-- board:begin -->", "<!-- board:end -->")
+CLAIM_MARKS = ("<!-- claims:begin -->", "<!-- claims:end -->")
 PAGE_MARKS = ("<!-- tables:begin -->", "<!-- tables:end -->")
 README_MARKS = ("<!-- scores:begin -->", "<!-- scores:end -->")
 WRITTEN = "<!-- Written by `python -m benchmarks.scores.tables`; edits would be lost. -->"
@@ -62,7 +64,6 @@ README_DATASETS = (  # those without a result of today's scripts are left out
     "rebuilt/antmaze/umaze-v0",
     "rebuilt/antmaze/medium-play-v0",
 )
-MILD = {"version-inferred"}  # doubts of a published number that need no star
 # Origin of the data, in the order of the page, and what a reader must know of it.
 GROUPS = {
     "D4RL's own data": "D4RL's files, verified by SHA-256. *Paper* and *best re-run* are for the "
@@ -93,49 +94,10 @@ class Args:
     results: Path = SCORES / "results"  # folder with the results
     page: Path = SCORES / "README.md"  # page of all tables
     board: Path = SCORES / "board.csv"  # the board's cells
+    claims: Path = CLAIMS  # what is claimed
     readme: Path = ROOT / "README.md"  # page of the small table
     figures: Path = SCORES / "figures"  # folder of the figures
     check: bool = False  # write nothing, fail if a page or a figure differs
-
-
-# --------------------------------------------------------------------------------------------------
-# Published numbers
-# --------------------------------------------------------------------------------------------------
-
-
-def read_paper_scores(path: Path = SCORES / "paper_scores.csv") -> dict:
-    """Return (algorithm, dataset, stage, "paper" or "rerun") -> row, of the rows with a use."""
-    targets = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            if not row["use"]:
-                continue
-            key = (row["algorithm"], row["dataset"], row["stage"], row["use"])
-            if key in targets:
-                sys.exit(f"{path} has a second number to be used for {', '.join(key)}")
-            row["score"] = float(row["score"])
-            row["std"] = float(row["std"]) if row["std"] else None
-            targets[key] = row
-    return targets
-
-
-def find_target(targets: dict, row: Row, use: str) -> dict | None:
-    """Return the published number for a row, if its data are D4RL's own of that very version."""
-    if row.group != "D4RL's own data":
-        return None
-    return targets.get((row.paper_name, row.dataset, row.paper_stage, use))
-
-
-def published(number: dict | None) -> str:
-    """Return '98.2 ± 1.6', with a star if there is a doubt about it."""
-    if number is None:
-        return "-"
-    text = f"{number['score']:.1f}"
-    if number["std"] is not None:
-        text += f" ± {number['std']:.1f}"
-    if set(number["doubt"].split()) - MILD:
-        text += "\\*"
-    return text
 
 
 # --------------------------------------------------------------------------------------------------
@@ -526,6 +488,10 @@ def new_pages(args: Args, rows: list[Row], sections: list[Section], targets: dic
         found[args.page] = text, replace_between(new, *BOARD_MARKS, board, str(args.page))
         cells = args.board.read_text(encoding="utf-8") if args.board.exists() else ""
         found[args.board] = cells, board_csv(rows)
+    text, new = found[args.page]
+    if CLAIM_MARKS[0] in new:
+        table = f"{WRITTEN}\n\n{claims_table(read_claims(args.claims), rows)}"
+        found[args.page] = text, replace_between(new, *CLAIM_MARKS, table, str(args.page))
     return found
 
 

@@ -14,12 +14,13 @@ from matplotlib import pyplot as plt
 
 from benchmarks import plot
 from benchmarks.common import LOOKS, load_script
-from benchmarks.scores import board, check, reading, tables
+from benchmarks.scores import board, check, claims, papers, reading, tables
 from tests.benchmarks.make_result import as_control, make_result, of_first_casting
 
 HOPPER, WALKER, CHEETAH = (
     f"rebuilt/{env}/medium-v0" for env in ("hopper", "walker2d", "halfcheetah")
 )
+HEADER = "result,claim,than,holds,printed\n"  # of claims.csv
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def folder(tmp_path) -> Path:
     (tmp_path / "page.md").write_text(f"# Scores\n\n{begin}\n{end}\n\nMore.\n")
     begin, end = tables.README_MARKS
     (tmp_path / "README.md").write_text(f"# Title\n\n{begin}\n{end}\n\nMore.\n")
-    (tmp_path / "claims.csv").write_text("result,claim,than\n")
+    (tmp_path / "claims.csv").write_text(HEADER)
     return tmp_path
 
 
@@ -350,13 +351,13 @@ def test_the_better_target_cannot_take_the_place_of_the_first():
 
 def test_only_the_first_target_is_compared_with_others(folder):
     """Its score may be the worse one."""
-    targets = tables.read_paper_scores()
+    targets = papers.read_paper_scores()
     result = make_asked(env="hopper-medium-v2", updates=100_000)
     for evaluation in result["evaluations"]:
         evaluation["targets"][1] = evaluation["targets"][0] | {"target": 1800.0}
     first, second = rows_of(result, folder)
-    assert tables.find_target(targets, first, "paper")["score"] == 67.6
-    assert tables.find_target(targets, second, "paper") is None
+    assert papers.find_target(targets, first, "paper")["score"] == 67.6
+    assert papers.find_target(targets, second, "paper") is None
     assert first.published and not second.published_curve
     assert tables.published_cell(second) == "-"
     for evaluation in result["evaluations"]:
@@ -478,15 +479,15 @@ def test_every_source_and_doubt_is_explained():
     ],
 )
 def test_published_numbers_on_hopper(script, use, text):
-    number = tables.read_paper_scores()[script, "hopper-medium-v2", "offline", use]
-    assert tables.published(number) == text
+    number = papers.read_paper_scores()[script, "hopper-medium-v2", "offline", use]
+    assert papers.published(number) == text
 
 
 def test_two_numbers_for_one_use_are_refused(tmp_path):
     lines = (tables.SCORES / "paper_scores.csv").read_text().splitlines()
     (tmp_path / "two.csv").write_text("\n".join([*lines, lines[-1]]))
     with pytest.raises(SystemExit, match="a second number"):
-        tables.read_paper_scores(tmp_path / "two.csv")
+        papers.read_paper_scores(tmp_path / "two.csv")
 
 
 # ---- Pages ----
@@ -547,11 +548,11 @@ def test_pages_without_markers(folder, capsys, blank):
 
 
 def test_papers_stand_only_beside_d4rl_s_own_data(folder, blank):
-    targets = tables.read_paper_scores()
+    targets = papers.read_paper_scores()
     own = make_result("iql", "hopper-medium-v2", updates=1_000_000)
     minari = change(own, ("task", "source"), "Minari")
     for result, expected in ((own, 66.2), (minari, None), (make_result("iql", HOPPER), None)):
-        number = tables.find_target(targets, read_row(result, folder), "paper")
+        number = papers.find_target(targets, read_row(result, folder), "paper")
         assert (number["score"] if number else None) == expected
     put(folder, "a/only", own)
     put(folder, "b/iql", make_result("iql", HOPPER))
@@ -773,11 +774,11 @@ def test_a_control_is_in_no_mean_no_figure_no_order_and_no_claim(folder, monkeyp
     rows = reading.read_results(folder / "results")
     assert len([row for row in rows if row.control]) == 3
     assert tables.aggregate_table(rows) == before
-    assert "their code" not in check.order_table(rows, tables.read_paper_scores())
+    assert "their code" not in check.order_table(rows, papers.read_paper_scores())
     tables.main(options(folder))
     assert drawn and not any(row.control for row in drawn)
     assert "their code" not in (folder / "README.md").read_text()
-    (folder / "claims.csv").write_text("result,claim,than\nhopper/control-bc,better,hopper/bc\n")
+    (folder / "claims.csv").write_text(f"{HEADER}hopper/control-bc,better,hopper/bc,yes,\n")
     with pytest.raises(SystemExit, match="there is no result hopper/control-bc"):
         check.main(options(folder, "--claims", folder / "claims.csv"))
 
@@ -840,17 +841,17 @@ def test_a_control_without_its_source_is_no_result(folder):
 
 def test_permutation_test():
     x, y = np.array([7.0, 8.0, 9.0]), np.array([1.0, 2.0, 3.0])
-    assert check.permutation_p([(x, y)]) == pytest.approx(1 / 20)
-    assert check.permutation_p([(y, x)]) == 1
-    assert check.permutation_p([(x, y), (x + 50, y + 50)]) == pytest.approx(1 / 400)
+    assert claims.permutation_p([(x, y)]) == pytest.approx(1 / 20)
+    assert claims.permutation_p([(y, x)]) == 1
+    assert claims.permutation_p([(x, y), (x + 50, y + 50)]) == pytest.approx(1 / 400)
 
 
 def test_sampled_permutations_agree_with_all(monkeypatch):
     rng = np.random.default_rng(0)
     pairs = [(rng.normal(0.8, 1, 4), rng.normal(0, 1, 5)), (rng.normal(0.5, 1, 4), np.zeros(5))]
-    exact = check.permutation_p(pairs)
-    monkeypatch.setattr(check, "MOST_SPLITS", 15_000)
-    assert check.permutation_p(pairs) == pytest.approx(exact, abs=0.01)
+    exact = claims.permutation_p(pairs)
+    monkeypatch.setattr(claims, "MOST_SPLITS", 15_000)
+    assert claims.permutation_p(pairs) == pytest.approx(exact, abs=0.01)
     assert 0.01 < exact < 0.5
 
 
@@ -867,7 +868,7 @@ def test_sampled_permutations_agree_with_all(monkeypatch):
 )
 def test_verdicts_on_d4rl_s_data(folder, scores, changed, words):
     result = make_result("iql", "hopper-medium-v2", scores, **{"updates": 1_000_000} | changed)
-    table = check.comparison_table([read_row(result, folder)], tables.read_paper_scores())
+    table = check.comparison_table([read_row(result, folder)], papers.read_paper_scores())
     assert words in table
 
 
@@ -875,7 +876,7 @@ def test_a_number_without_spread_is_met_within_ours(folder):
     """The authors' 78.6 of POR has none."""
     for scores, words in (((76, 79, 82), "matches rerun"), ((70, 70.5, 71), "no match")):
         result = make_result("por", "hopper-medium-v2", scores, updates=1_000_000, guide="q")
-        table = check.comparison_table([read_row(result, folder)], tables.read_paper_scores())
+        table = check.comparison_table([read_row(result, folder)], papers.read_paper_scores())
         assert words in table and "our spread, none printed" in table
 
 
@@ -883,7 +884,7 @@ def test_orders_that_papers_claim(folder):
     three_tasks(folder)
     put(folder, "hopper/other", make_result("iql", HOPPER, updates=200_000))
     rows = reading.read_results(folder / "results")
-    text = check.order_table(rows, tables.read_paper_scores())
+    text = check.order_table(rows, papers.read_paper_scores())
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     found = {(line[0], line[1]): line for line in lines[2:]}
     line = found["POR (q) > BC", HOPPER]
@@ -900,22 +901,60 @@ def test_orders_that_papers_claim(folder):
 @pytest.mark.parametrize(
     "claim, words",
     [
-        ("d/iql,reproduces,paper", None),
-        ("d/iql,reproduces,rerun", None),
-        ("d/short,reproduces,paper", "100,000 of"),
-        ("d/high,reproduces,paper", "above"),
-        ("d/none,reproduces,paper", "there is no result d/none"),
-        ("hopper/bc,reproduces,paper", "no published number"),
-        ("hopper/por,better,hopper/bc", None),
-        ("hopper/bc,better,hopper/por", "contradicted"),
-        ("hopper/por;walker2d/por,better,hopper/bc;walker2d/bc", None),
-        ("hopper/por,better,walker2d/bc", "differ in data or length"),
-        ("hopper/por,better,gone", "there is no result gone"),
-        ("hopper/por;hopper/por,better,hopper/bc;hopper/bc", "named twice"),
-        ("hopper/por;hopper/iql,better,hopper/bc;hopper/bc", "two pairs are on one dataset"),
+        ("d/iql,reproduces,paper", "holds"),
+        ("d/iql,reproduces,rerun", "holds"),
+        ("d/short,reproduces,paper", "does not hold: 100,000 of"),
+        ("d/high,reproduces,paper", "does not hold: +14.8, above"),
+        ("hopper/bc,reproduces,paper", "does not hold: 100,000 of 1,000,000 updates; no published"),
+        ("hopper/por,better,hopper/bc", "holds"),
+        ("hopper/bc,better,hopper/por", "does not hold: difference -10.7, p 1.000: contradicted"),
+        ("hopper/por;walker2d/por,better,hopper/bc;walker2d/bc", "holds"),
     ],
 )
 def test_claims(folder, claim, words):
+    """Each must be marked as its test finds."""
+    put_claimed(folder)
+    rows = claims.rows_by_name(reading.read_results(folder / "results"))
+    holds = "yes" if words == "holds" else "no"
+    for mark in ("yes", "no"):
+        (folder / "claims.csv").write_text(f"{HEADER}{claim},{mark},\n")
+        (line,) = claims.read_claims(folder / "claims.csv")
+        right, found = claims.judge(line, rows, papers.read_paper_scores())
+        assert right == (mark == holds) and found.startswith(words)
+        assert right or found.endswith(f"; it is marked `{mark}`")
+
+
+@pytest.mark.parametrize(
+    "claim, words",
+    [
+        ("d/none,reproduces,paper,MARK,", "there is no result d/none"),
+        ("hopper/por,better,walker2d/bc,MARK,", "differ in data or length"),
+        ("hopper/por,better,gone,MARK,", "there is no result gone"),
+        ("hopper/por;hopper/por,better,hopper/bc;hopper/bc,MARK,", "named twice"),
+        ("hopper/por;hopper/iql,better,hopper/bc;hopper/bc,MARK,", "two pairs are on one dataset"),
+        ("hopper/por,better,hopper/bc,MARK,iql_slides/d4rl_main", "is not source/table/dataset"),
+        (
+            "hopper/por,better,hopper/bc,MARK,iql_slides/d4rl_main/hopper-medium-v2/por/bc",
+            "has 0 numbers of iql_slides/d4rl_main/hopper-medium-v2/por",
+        ),
+        (
+            "hopper/por,better,hopper/bc,MARK,iql_slides/d4rl_main/hopper-medium-v2/abm/bc",
+            "is in the other order",
+        ),
+    ],
+)
+@pytest.mark.parametrize("mark", ["yes", "no"])
+def test_claims_that_cannot_be_tested(folder, claim, words, mark):
+    put_claimed(folder)
+    rows = claims.rows_by_name(reading.read_results(folder / "results"))
+    (folder / "claims.csv").write_text(HEADER + claim.replace("MARK", mark))
+    (line,) = claims.read_claims(folder / "claims.csv")
+    right, found = claims.judge(line, rows, papers.read_paper_scores())
+    assert not right and words in found
+
+
+def put_claimed(folder: Path) -> None:
+    """Store the results that the claims of these tests name."""
     three_tasks(folder)
     put(folder, "hopper/iql", make_result("iql", HOPPER))
     for name, scores, updates in (
@@ -924,35 +963,57 @@ def test_claims(folder, claim, words):
         ("short", (66, 66, 67), 100_000),
     ):
         put(folder, f"d/{name}", make_result("iql", "hopper-medium-v2", scores, updates=updates))
-    (folder / "claims.csv").write_text(f"result,claim,than\n{claim}\n")
-    (line,) = check.read_claims(folder / "claims.csv")
-    rows = {
-        f"{row.file.parent.name}/{row.file.stem}": row
-        for row in reading.read_results(folder / "results")
-    }
-    reason = check.why_false(line, rows, tables.read_paper_scores())
-    assert reason is None if words is None else words in reason
 
 
-def test_a_false_claim_makes_the_command_fail(folder, blank, capsys):
+def test_a_wrong_mark_makes_the_command_fail(folder, blank, capsys):
     three_tasks(folder)
-    tables.main(options(folder))
-    (folder / "claims.csv").write_text("result,claim,than\nhopper/bc,better,hopper/por\n")
-    with pytest.raises(SystemExit, match="claim: hopper/bc better hopper/por: difference -10.7"):
-        check.main(options(folder, "--claims", folder / "claims.csv"))
-    (folder / "claims.csv").write_text("result,claim,than\nhopper/por,better,hopper/bc\n")
-    check.main(options(folder, "--claims", folder / "claims.csv"))
+    words = options(folder, "--claims", folder / "claims.csv")
+    tables.main(words)
+    (folder / "claims.csv").write_text(f"{HEADER}hopper/bc,better,hopper/por,yes,\n")
+    with pytest.raises(SystemExit, match="claim: hopper/bc better hopper/por: does not hold: diff"):
+        check.main(words)
+    (folder / "claims.csv").write_text(f"{HEADER}hopper/por,better,hopper/bc,yes,\n")
+    check.main(words)
     assert "claim: hopper/por better hopper/bc: holds" in capsys.readouterr().out
+
+
+def test_the_page_has_a_line_for_each_order(folder, blank):
+    three_tasks(folder)
+    begin, end = tables.CLAIM_MARKS
+    page = folder / "page.md"
+    page.write_text(f"{begin}\n{end}\n{page.read_text()}")
+    printed = "por_slides/d4rl_main/hopper-medium-v2/por/td3_bc"
+    (folder / "claims.csv").write_text(
+        f"{HEADER}hopper/por,better,hopper/bc,yes,{printed}\n"
+        "hopper/bc;walker2d/bc,better,hopper/por;walker2d/por,no,\n"
+    )
+    tables.main(options(folder, "--claims", folder / "claims.csv"))
+    lines = page.read_text().partition(end)[0].strip().splitlines()[-2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0][:3] == ["POR (q) > BC", f"`{HOPPER}`", "100,000"]
+    assert cells[0][4:6] == ["0.050", "yes"]
+    assert cells[0][6] == "98.2 ± 1.6\\* and 59.3\\* (por_slides/d4rl_main/hopper-medium-v2)"
+    assert cells[1][1] == f"`{HOPPER}`<br>`{WALKER}`"
+    assert cells[1][5:] == ["**no**, contradicted", "-"]
 
 
 @pytest.mark.parametrize(
     "line",
-    ["a,copies,paper", "a,reproduces,science", "a;b,better,c", ",better,c", "a,better,", "a"],
+    [
+        "a,copies,paper,yes,",
+        "a,reproduces,science,yes,",
+        "a;b,better,c,yes,",
+        ",better,c,yes,",
+        "a,better,,yes,",
+        "a",
+        "a,better,b,perhaps,",
+        "a,reproduces,paper,yes,iql_slides/d4rl_main/hopper-medium-v2/iql/bc",
+    ],
 )
 def test_an_unreadable_claim_is_refused(folder, line):
-    (folder / "claims.csv").write_text(f"result,claim,than\n{line}\n")
+    (folder / "claims.csv").write_text(f"{HEADER}{line}\n")
     with pytest.raises(SystemExit, match="claims.csv:2 is no claim"):
-        check.read_claims(folder / "claims.csv")
+        claims.read_claims(folder / "claims.csv")
 
 
 # ---- This repository's own results ----
@@ -960,9 +1021,13 @@ def test_an_unreadable_claim_is_refused(folder, line):
 
 def test_the_real_pages_show_the_real_results_and_the_claims_hold(capsys):
     check.main([])
-    assert capsys.readouterr().out.count(": holds") == len(
-        check.read_claims(tables.SCORES / "claims.csv")
-    )
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("claim: ")]
+    known = claims.read_claims()
+    assert [line.endswith(": holds") for line in lines] == [
+        claim["holds"] == "yes" for claim in known
+    ]
+    table = claims.claims_table(known, reading.read_results(tables.SCORES / "results"))
+    assert len(table.splitlines()) == len(known) + 2
 
 
 def test_the_real_results_have_names_that_run_py_gives():
