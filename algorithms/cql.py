@@ -278,11 +278,11 @@ def squashed_log_density(x, mean, log_std):
 
 @torch.no_grad()
 def orthogonal_weights(net: nn.Sequential) -> None:
-    """Give a network young-geng's orthogonal weights: its outputs begin near 0."""
+    """Draw orthogonal weights. The last layer's are small, so that all outputs begin near 0."""
     layers = [layer for layer in net if isinstance(layer, StackedLinear)]
     for layer in layers:
         gain = 0.01 if layer is layers[-1] else math.sqrt(2)
-        for weight in layer.weight.data:
+        for weight in layer.weight:
             nn.init.orthogonal_(weight, gain)
         layer.bias.zero_()
 

@@ -235,12 +235,12 @@ def squashed_log_density(x, mean, log_std):
 
 
 @torch.no_grad()
-def orthogonal_start(net: nn.Sequential) -> None:
-    """Give a network the authors' orthogonal weights: its outputs begin near 0."""
+def orthogonal_weights(net: nn.Sequential) -> None:
+    """Draw orthogonal weights. The last layer's are small, so that all outputs begin near 0."""
     layers = [layer for layer in net if isinstance(layer, StackedLinear)]
     for layer in layers:
         gain = 0.01 if layer is layers[-1] else math.sqrt(2)
-        for weight in layer.weight.data:
+        for weight in layer.weight:
             nn.init.orthogonal_(weight, gain)
         layer.bias.zero_()
 
@@ -265,7 +265,7 @@ class FisherBRC(nn.Module):
         sizes = (args.num_seeds, obs_dim, act_dim, args.hidden, args.components)
         self.behavior = MixturePolicy(*sizes)
         for net in (self.offset.q1, self.offset.q2, self.policy.net, self.behavior.net):
-            orthogonal_start(net)
+            orthogonal_weights(net)
         self.offset_target = copy.deepcopy(self.offset).requires_grad_(False)
         self.log_alpha = nn.Parameter(torch.zeros(args.num_seeds))
         self.log_tau = nn.Parameter(torch.zeros(args.num_seeds))

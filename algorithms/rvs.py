@@ -171,8 +171,8 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
 
 
 @torch.no_grad()
-def orthogonal_policy(net: nn.Sequential) -> None:
-    """Give a network the weights of Stable-Baselines3: its outputs begin near 0."""
+def orthogonal_weights(net: nn.Sequential) -> None:
+    """Draw orthogonal weights. The last layer's are small, so that all outputs begin near 0."""
     layers = [layer for layer in net if isinstance(layer, StackedLinear)]
     for layer in layers:
         gain = 0.01 if layer is layers[-1] else math.sqrt(2)
@@ -214,7 +214,7 @@ class RvS(nn.Module):
         outcome_dim = 1 if args.outcome == "return" else 2
         dims = [task.obs_dim + outcome_dim, args.hidden, args.hidden, task.act_dim]
         self.policy = mlp(args.num_seeds, dims)
-        orthogonal_policy(self.policy)
+        orthogonal_weights(self.policy)
         self.log_std = nn.Parameter(torch.zeros(args.num_seeds, 1, task.act_dim))
         self.to(device)
 
