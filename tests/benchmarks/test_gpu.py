@@ -128,6 +128,8 @@ def test_the_plan_s_commands_are_understood(tmp_path, rehearse):
 @pytest.fixture
 def do(tmp_path, monkeypatch):
     """Return `do(*steps, seconds=, again=)`, which does them and returns what is noted then."""
+    # As gpu.main() does: tests in the background ignore Ctrl-C, and pass that on.
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def call(*steps, seconds=60.0, again=()) -> dict:
         monkeypatch.setattr(gpu, "plan", lambda _: steps)
@@ -137,7 +139,8 @@ def do(tmp_path, monkeypatch):
         gpu.do_steps(args, done, time.monotonic() + seconds)
         return {name: found["code"] for name, found in done.items()}
 
-    return call
+    yield call
+    signal.signal(signal.SIGINT, earlier)
 
 
 def test_a_step_is_done_once_and_a_failed_one_is_not_repeated(do, tmp_path):
