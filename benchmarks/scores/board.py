@@ -22,7 +22,8 @@ DATASETS = (
     "rebuilt/walker2d/medium-replay-177k-v0",
     "rebuilt/antmaze/umaze-v0",
 )
-UPDATES = (50_000, 100_000)
+UPDATES = (10_000, 50_000, 100_000)
+COMPLETE = 50_000  # what is missing is listed for this number of updates
 # They learn from no data, from an expert, or from actions that these datasets do not have.
 NOT_OFFLINE = ("ppo", "trpo", "dagger", "discrete_bcq")
 
@@ -130,7 +131,7 @@ def board_text(rows: list[Row]) -> str:
             )
     if not parts:
         return "There are no results yet."
-    parts.append(missing(rows, UPDATES[0]))
+    parts.append(missing(rows, COMPLETE))
     return "\n\n".join(part for part in parts if part)
 
 

@@ -3,9 +3,12 @@
 claims.csv has one claim a line. Names are files of results/:
 
     result,claim,than,holds,printed
-    a/iql;b/iql,better,a/bc;b/bc,yes,          p <= 0.05, over these tasks together
-    hopper-medium-v2/por-q,reproduces,paper,yes,   our mean is within the paper's (rerun's) spread
-    a/awr,better,a/bc,no,iql_slides/d4rl_main/hopper-medium-v2/awac/bc
+    a/iql;b/iql,better,a/bc;b/bc,yes,
+    hopper-medium-v2/por-q,reproduces,paper,yes,
+    a/awac,better,a/bc,no,iql_slides/d4rl_main/hopper-medium-v2/awac/bc
+
+`better` holds if p <= 0.05 over these tasks together, `reproduces` if our mean is within the spread
+of the paper's number, or of the best re-run's (`rerun`).
 
 `printed` says where a document prints the order, in words of paper_scores.csv: source, table,
 dataset, the better algorithm, the worse one. Such an order is listed even if it does not hold on
