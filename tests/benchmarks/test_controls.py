@@ -6,6 +6,7 @@ python -m pytest tests/benchmarks/test_controls.py
 import dataclasses
 import importlib.util
 import json
+import math
 import sys
 from types import SimpleNamespace
 from typing import Optional
@@ -517,10 +518,13 @@ def test_a_config_is_read_with_the_types_of_its_fields(tmp_path):
         rate: Optional[float] = None  # noqa: UP045, as their code has it
         name: str = ""
         flag: bool = True
+        low: float = 0.0
+        high: float = 0.0
 
-    (tmp_path / "a.yaml").write_text("count: 7\n\nname: ''\nrate: 1e-3 # small\nflag: false\n")
+    text = "count: 7\n\nname: ''\nrate: 1e-3 # small\nflag: false\nlow: -.inf\nhigh: .inf\n"
+    (tmp_path / "a.yaml").write_text(text)
     config = read_config(Config, ["--config_path", str(tmp_path / "a.yaml"), "--count", "1e3"])
-    assert config == Config(1000, 1e-3, "", False)
+    assert config == Config(1000, 1e-3, "", False, -math.inf, math.inf)
 
 
 def test_newer_jax_gets_its_old_function_back():

@@ -172,7 +172,10 @@ def qlearning_dataset(env) -> dict:
 
 
 def convert(text: str, kind):
-    """Return a value of a YAML file or a command line: ("3e-4", Optional[float]) -> 0.0003"""
+    """Return a value of a YAML file or a command line: ("3e-4", Optional[float]) -> 0.0003
+
+    YAML's infinity is ".inf".
+    """
     text = text.strip().strip("'\"")
     kinds = [part for part in typing.get_args(kind) if part is not types.NoneType] or [kind]
     if text in ("null", "None"):
@@ -181,6 +184,8 @@ def convert(text: str, kind):
         return text.lower() == "true"
     if kinds[0] is int:
         return int(float(text))
+    if kinds[0] is float:
+        return float(text.replace(".inf", "inf"))
     return kinds[0](text)
 
 
