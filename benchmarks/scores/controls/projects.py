@@ -301,7 +301,7 @@ def rebrac(**changes) -> Control:
 # onestep-rl: one program stores a replay buffer, another trains a clone, its Q and then a policy
 # --------------------------------------------------------------------------------------------------
 
-ONESTEP_WIDTH = 256  # theirs are 1,024 units wide, which trains five times as long on a CPU
+ONESTEP_WIDTH = 256  # theirs are 1,024 units wide, which is slow on a CPU
 
 
 def onestep_commands(order: Order) -> Commands:

@@ -1,7 +1,8 @@
 """Stand-ins for the packages that other people's programs import.
 
 They have just what these programs use. `gym.make` gives our environment with old gym's interface,
-`d4rl.qlearning_dataset` gives our data in D4RL's layout, and the others do nothing.
+`d4rl.qlearning_dataset` gives our data in D4RL's layout, `pyrallis` and `hydra` read a program's
+options, and the others do nothing.
 """
 
 import contextlib
