@@ -57,6 +57,7 @@ PUBLISHED_AS = {  # script: names of its algorithm in published_curves.csv
     "td3": ("TD3",),
     "td3_bc": ("TD3PlusBC",),
 }
+PAPER_NAMES = {"onestep": "one_step"}  # script: its name in paper_scores.csv, if another
 
 
 # --------------------------------------------------------------------------------------------------
@@ -376,7 +377,7 @@ class Row:
         fraction = self.args.get("top_fraction", 1)
         if self.script == "bc" and fraction != 1:
             return f"bc_{100 * fraction:g}"
-        return self.script
+        return PAPER_NAMES.get(self.script, self.script)
 
     @property
     def paper_stage(self) -> str:

@@ -41,7 +41,7 @@ from benchmarks.common import (
     short_number,
     write_atomically,
 )
-from benchmarks.scores.board import board_csv, board_text
+from benchmarks.scores import board
 from benchmarks.scores.claims import CLAIMS, claims_table, read_claims
 from benchmarks.scores.online import is_from_scratch
 from benchmarks.scores.papers import find_target, published, read_paper_scores
@@ -449,6 +449,12 @@ def make_figures(rows: list[Row], sections: list[Section], targets: dict) -> dic
         key = digest([*curves, *scores], title, papers)
         for kind in section.kinds:
             figures[f"{section.slug}-{kind}.png"] = draws[kind], key
+    for updates in board.UPDATES:
+        chosen = board.board_rows(rows, updates)
+        if chosen:
+            title = f"After {updates:,} updates"
+            draw = partial(board.draw_board, chosen, title)
+            figures[board.figure_name(updates)] = draw, digest(chosen, title)
     chosen = plot.brief_labels(readme_rows(rows))
     if chosen:
         figures["readme.png"] = partial(plot.draw, chosen, columns=2), digest(chosen)
@@ -484,10 +490,10 @@ def new_pages(args: Args, rows: list[Row], sections: list[Section], targets: dic
         found[path] = text, replace_between(text, *marks, new, str(path))
     text, new = found[args.page]
     if BOARD_MARKS[0] in new:
-        board = f"{WRITTEN}\n\n{board_text(rows)}"
-        found[args.page] = text, replace_between(new, *BOARD_MARKS, board, str(args.page))
+        table = f"{WRITTEN}\n\n{board.board_text(rows, targets)}"
+        found[args.page] = text, replace_between(new, *BOARD_MARKS, table, str(args.page))
         cells = args.board.read_text(encoding="utf-8") if args.board.exists() else ""
-        found[args.board] = cells, board_csv(rows)
+        found[args.board] = cells, board.board_csv(rows)
     text, new = found[args.page]
     if CLAIM_MARKS[0] in new:
         table = f"{WRITTEN}\n\n{claims_table(read_claims(args.claims), rows)}"

@@ -1,6 +1,7 @@
 """benchmarks/scores/: reading results, tables, published numbers and curves, controls, claims."""
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -13,7 +14,7 @@ import pytest
 from matplotlib import pyplot as plt
 
 from benchmarks import plot
-from benchmarks.common import LOOKS, load_script
+from benchmarks.common import ALGORITHMS, LOOKS, load_script
 from benchmarks.scores import board, check, claims, papers, reading, tables
 from tests.benchmarks.make_result import as_control, make_result, of_first_casting
 
@@ -1044,6 +1045,12 @@ def test_the_real_results_have_names_that_run_py_gives():
         assert path.stem.removesuffix("-bf16").removesuffix("-fp32") == name
 
 
+def test_every_number_with_a_use_belongs_to_a_script():
+    others = {"bc_10", "sac_n", "edac", "cal_ql"}  # a variant of BC, and methods without a script
+    ours = {reading.PAPER_NAMES.get(path.stem, path.stem) for path in ALGORITHMS.glob("*.py")}
+    assert {key[0] for key in papers.read_paper_scores()} - others <= ours
+
+
 # ---- The board ----
 
 
@@ -1085,7 +1092,7 @@ def test_the_board_ranks_and_marks_the_best(tmp_path):
 def test_the_board_has_no_other_data(tmp_path):
     rows = board_of(tmp_path, {("iql", "rebuilt/hopper/medium-v0"): (80.0, 70.0)})
     assert board.board_rows(rows, 50_000) == []
-    assert board.board_text(rows) == "There are no results yet."
+    assert board.board_text(rows, {}) == "There are no results yet."
 
 
 def test_a_single_seed_on_the_board_has_no_rank(tmp_path):
@@ -1104,6 +1111,69 @@ def test_the_board_as_csv(tmp_path):
     assert (cells["algorithm"], cells["updates"], cells["seeds"]) == ("BC", "50000", "2")
     assert (float(cells["mean"]), float(cells["std"])) == (41.0, 1.0)
     assert cells["scores"] == "40.000 42.000"
+    assert (float(cells["low"]), float(cells["high"])) == (40.0, 42.0)
+
+
+def test_the_interval_of_a_single_seed_is_missing(tmp_path):
+    rows = board_of(tmp_path, {("bc", board.DATASETS[0]): (40.0,)})
+    (cells,) = csv.DictReader(io.StringIO(board.board_csv(rows)))
+    assert (cells["low"], cells["high"], cells["scores"]) == ("", "", "40.000")
+
+
+def test_the_board_has_what_an_update_costs(tmp_path, monkeypatch):
+    timed = {"code": "ours", "script": "bc", "seeds": 1, "updates": 10, "seconds": [0.02]}
+    slower = timed | {"execution": "eager", "seconds": [0.05]}
+    theirs = timed | {"code": "CORL", "execution": "eager", "seconds": [0.01]}
+    five = timed | {"seeds": 5, "execution": "graph", "seconds": [0.01]}
+    numbers = [{"rows": [timed | {"execution": "compile"}, slower, theirs, five]}]
+    monkeypatch.setattr(board, "readme_numbers", lambda: numbers)
+    hopper = board.DATASETS[0]
+    rows = board_of(tmp_path, {("bc", hopper): (40.0, 42.0), ("iql", hopper): (80.0, 80.0)})
+    table = board.board_table(rows, 50_000).splitlines()
+    assert table[0].endswith("| mean rank | ms per update |")
+    assert table[2].endswith("| 1.0 (of 1) | - |") and table[3].endswith("| 2.0 (of 1) | 2.0 |")
+
+
+def test_the_board_has_what_is_published(tmp_path):
+    hopper, cheetah = board.DATASETS[:2]
+    scores = {("td3_bc", hopper): (40.0,), ("iql", cheetah): (40.0,)}
+    scores |= {("sac", hopper): (9.0,), ("bc", hopper): (9.0,)}
+    of = {row.script: row for row in board_of(tmp_path, scores)}
+
+    def renamed(row, script: str, label: str):
+        return dataclasses.replace(row, script=script, label=label, plain_label=label)
+
+    rows = [
+        of["td3_bc"],
+        renamed(of["iql"], "onestep", "One-step RL (alpha 1.0)"),
+        renamed(of["sac"], "rebrac", "ReBRAC"),
+        renamed(of["bc"], "awr", "AWR"),
+    ]
+    table = board.published_table(rows, 50_000, papers.read_paper_scores()).splitlines()
+    assert table[2:] == [
+        "| One-step RL | - | 59.6 ± 2.5 | - | 48.4 ± 0.1 |",
+        "| ReBRAC | - | 102.3 ± 0.2 | - | 64.0 ± 0.7 |",  # of a re-run
+        "| TD3+BC | 32.1 ± 3.7 (d3rlpy hopper-medium-v0) | 59.3 ± 4.2 | - | 48.3 ± 0.3 |",
+    ]
+    assert board.published_table(rows, 50_000, {}).count("\n") == 2  # TD3+BC's curve
+    assert board.published_table([], 50_000, {}) == ""
+
+
+def test_the_picture_of_the_board(tmp_path):
+    hopper, cheetah = board.DATASETS[:2]
+    scores = {("bc", hopper): (40.0, 42.0, 47.0), ("iql", hopper): (80.0,)}
+    rows = board_of(tmp_path, scores | {("bc", cheetah): (43.0, 44.0)})
+    figure = board.draw_board(rows, "After 50,000 updates")
+    left, right = figure.axes
+    assert [axes.get_title(loc="left") for axes in (left, right)] == [
+        "hopper medium-snapshot5",
+        "halfcheetah medium",
+    ]
+    assert [label.get_text() for label in left.get_yticklabels()] == ["BC", "IQL"]
+    drawn = [tuple(np.round(line.get_xdata(), 6)) for line in left.lines]
+    assert (40.0, 42.0, 47.0) in drawn and (40.0, 47.0) in drawn and (43.0,) in drawn
+    assert drawn.count((80.0,)) == 1  # no mean of a single seed
+    assert board.figure_name(50_000) == "board-50k.png"
 
 
 def test_the_board_has_the_first_target_and_says_so(tmp_path):
@@ -1115,7 +1185,7 @@ def test_the_board_has_the_first_target_and_says_so(tmp_path):
     rows = reading.read_results(tmp_path)
     assert len(rows) == 4
     assert board.ranks(board.board_rows(rows, 50_000)) == {"DT": [1, 1]}
-    text = board.board_text(rows)
+    text = board.board_text(rows, {})
     assert "| DT | **41.0 ± 1.0** | **41.0 ± 1.0** | 1.0 (of 2) |" in text
     assert "DT: asked for the first of their targets" in text
     cells = list(csv.DictReader(io.StringIO(board.board_csv(rows))))
