@@ -34,7 +34,7 @@ In these points we differ:
 - (2) is done first, so that (3) sees the new Q, as in CORL. rlkit's losses see the old networks.
 - Sampled actions are clipped to [-1, 1] before Q sees them, as in CORL. rlkit does not clip them.
 - PyTorch's initial weights, as in CORL; rlkit's last layers are tiny. Both rules get 256 rows per
-  update; rlkit's 1,024 are `--batch-size 1024`.
+  update. rlkit has 128 offline, for 50,000 updates, and 1,024 online.
 - On AntMaze the rewards are lowered by 1 with both rules, as in CORL; rlkit has no AntMaze.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
@@ -42,7 +42,7 @@ one random stream, so seed 3 alone is another run than seed 3 of five.
 
     python algorithms/awac.py --env hopper-medium-v2 --num-seeds 5      # D4RL, downloaded once
     python algorithms/awac.py --env antmaze-umaze-v2 --online-steps 1000000
-    python algorithms/awac.py --env hopper-medium-v2 --weights softmax --batch-size 1024
+    python algorithms/awac.py --env hopper-medium-v2 --weights softmax --num-updates 50000
     python algorithms/awac.py --env mujoco/hopper/medium-v0             # Minari
     python algorithms/awac.py --env Pendulum-v1 --dataset-file my.hdf5  # your data, D4RL's layout
     python algorithms/awac.py --resume runs/awac-...                    # continue a stopped run
@@ -133,7 +133,8 @@ class Args:
 
 # Published settings: CORL's configs/offline/awac and rlkit's examples/awac/mujoco. The first row
 # applies whose pattern matches the dataset. CORL has 1/3 for MuJoCo, and 0.1 for AntMaze, Maze2D
-# and Adroit; rlkit's row is for MuJoCo. That other datasets get 0.1 or 2, too, is our choice.
+# and Adroit; rlkit's row is for MuJoCo. That other datasets get 0.1 or 2, too, is our choice: for
+# hands with binary rewards rlkit has other settings (examples/awac/hand), which are not here.
 EXP = {
     "weights": "exp",
     "policy_layers": 3,

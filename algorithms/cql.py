@@ -31,14 +31,20 @@ the same, with different settings (`--recipe`). As they do:
 - (4) lacks a term -log 30, which matters in (9) only.
 - AntMaze: y takes the best of 10 actions a', g is at least -200, rewards become 10 r - 5. CORL also
   scales the rewards of hopper-medium so that the returns span 1000.
-- Fine-tuning (`--online-steps`) keeps the losses. This is CORL's; young-geng has none.
+- Fine-tuning (`--online-steps`) keeps the losses. This is CORL's; young-geng has none. On Adroit's
+  cloned data, CORL fine-tunes with `--min-gap -200 --max-backup True --normalize False`.
 In these points we differ:
 - CORL's log_prob does not look at the actions it is given, so its warm start clones nothing. Ours,
   `--bc-updates`, clones the recorded actions first, clipped to 0.999 as young-geng clips them.
 - CORL's offline script builds five hidden layers for one Q and three for the other on AntMaze. We
   take five for both, as its fine-tuning script.
-- Q and pi begin with orthogonal weights and nearly silent last layers. CORL does so for Q alone,
-  young-geng by option.
+- Q and pi begin with orthogonal weights and nearly silent last layers. In CORL's offline script,
+  pi's hidden layers begin as PyTorch draws them, and in its fine-tuning script the last layers are
+  as loud as the others. young-geng has orthogonal weights by option.
+- CORL's returns on hopper-medium take in the first step after a timeout; ours are those of true
+  episodes.
+- young-geng clips all recorded actions to 0.999, and trains longer: 2,000,000 updates, and on
+  AntMaze 1,200,000, in the first 40,000 of which pi clones.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.

@@ -123,9 +123,10 @@ class Args:
     hidden: int = 256  # hidden units of all networks
 
 
-# Published settings (configs/ and train_offline.py of the authors' code; fine-tuning of the hands
-# with binary rewards and Maze2D: configs of CORL @ eeeeef2).
-# The first row applies whose pattern matches the dataset.
+# Published settings (configs/ and train_offline.py of the authors' code; Maze2D: CORL @ eeeeef2).
+# The first row applies whose pattern matches the dataset. For binary rewards nothing is published;
+# they get what CORL fine-tunes the hands with on D4RL's cloned data. In both, CORL standardises
+# the observations, and we do not.
 MUJOCO = {"tau": 0.7, "beta": 3.0, "dropout": 0.0, "scale_rewards": True}
 ANTMAZE = {"tau": 0.9, "beta": 10.0, "dropout": 0.0, "scale_rewards": False}
 HAND = {"tau": 0.7, "beta": 0.5, "dropout": 0.1, "scale_rewards": False}

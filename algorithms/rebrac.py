@@ -119,9 +119,9 @@ class Args:
     hidden: int = 256  # hidden units of all networks
 
 
-# Published settings (configs/rebrac/ of the authors' code; Maze2D: CORL @ eeeeef2). The first row
-# applies whose pattern matches the dataset. The last two are ours: large-play's betas, and the most
-# frequent ones.
+# Published settings (configs/rebrac/ of the authors' code; Maze2D: what CORL @ eeeeef2 has for its
+# sparse rewards). The first row applies whose pattern matches the dataset. The last two are ours:
+# large-play's betas, and the most frequent ones.
 GYM = {"batch_size": 1024, "actor_lr": 1e-3, "critic_lr": 1e-3, "discount": 0.99}
 ANTMAZE = {"batch_size": 256, "actor_lr": 3e-4, "critic_lr": 5e-5, "discount": 0.999}
 ADROIT = {"batch_size": 256, "actor_lr": 3e-4, "critic_lr": 3e-4, "discount": 0.99}

@@ -29,6 +29,7 @@ SCALE = {"obs_mean": [0.5] * 4, "obs_std": [2.0] * 4}
 def make_agent(obs_dim: int = 4, act_dim: int = 2, **options) -> spot.SPOT:
     """Return two agents with small networks, targets of their own, and a low deviation of z."""
     settings = {"lambd": 0.7, "actor_lr": 1e-3, "dropout": 0.2, "online_discount": 0.9}
+    settings["lambd_end"] = 0.2
     settings |= {"hidden": 16, "vae_hidden": 12, "num_updates": 100, "num_seeds": 2}
     task = make_task(spot, obs_dim, act_dim, **(SCALE if obs_dim == 4 else {}))
     agent = spot.SPOT(spot.Args(**settings | options), task, "cpu")
@@ -205,8 +206,10 @@ def test_targets_and_actor_move_on_every_second_update():
             assert not torch.equal(a, b)
 
 
-def test_online_lambda_falls_to_a_fifth_and_gamma_changes():
-    agent = make_agent(num_updates=4, online_steps=10, online_discount=0.0, lr=0.0)
+@pytest.mark.parametrize("end", [0.2, 0.5])
+def test_online_lambda_falls_to_its_end_and_gamma_changes(end):
+    online = {"online_steps": 10, "online_discount": 0.0, "lambd_end": end}
+    agent = make_agent(num_updates=4, lr=0.0, **online)
     lambdas, sees_next = [], []
     for step in range(1, 15):
         batch = make_batch(seed=step)
@@ -220,7 +223,7 @@ def test_online_lambda_falls_to_a_fifth_and_gamma_changes():
         agent.optimizers["critic"].step_count += 1
         lambdas.append(statistics["lambda"].tolist())
         sees_next.append(not torch.equal(*losses))
-    expected = [0.7] * 4 + [0.7 * max(0.2, 1 - k / 10) for k in range(1, 11)]
+    expected = [0.7] * 4 + [0.7 * max(end, 1 - k / 10) for k in range(1, 11)]
     np.testing.assert_allclose(lambdas, np.array([expected] * 2).T, rtol=1e-6)
     assert sees_next == [True] * 4 + [False] * 10
 
@@ -253,7 +256,7 @@ def test_what_cannot_work_is_refused():
         spot.prepare_data(spot.Args(dropout=0.1), {}, make_task(spot, action_low=None))
 
 
-MUJOCO, ANTMAZE = (3e-4, 0.1, True, 0.99), (1e-4, 0.0, False, 0.99)
+MUJOCO, ANTMAZE = (3e-4, 0.1, True, 0.99, 0.2), (1e-4, 0.0, False, 0.99, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -269,15 +272,15 @@ MUJOCO, ANTMAZE = (3e-4, 0.1, True, 0.99), (1e-4, 0.0, False, 0.99)
         ("antmaze-umaze-diverse-v2", 0.25, ANTMAZE),
         ("rebuilt/antmaze/medium-play-v0", 0.05, ANTMAZE),
         ("antmaze-medium-diverse-v2", 0.025, ANTMAZE),
-        ("antmaze-large-play-v2", 0.025, (*ANTMAZE[:3], 0.995)),
-        ("D4RL/pen/human-v2", 1.0, ANTMAZE),
-        ("door-cloned-v1", 1.0, ANTMAZE),
+        ("antmaze-large-play-v2", 0.025, (*ANTMAZE[:3], 0.995, 0.2)),
+        ("D4RL/pen/human-v2", 1.0, (*ANTMAZE[:4], 0.5)),
+        ("door-cloned-v1", 1.0, (*ANTMAZE[:4], 0.5)),
         ("maze2d-umaze-v1", 1.0, MUJOCO),
     ],
 )
 def test_a_dataset_gets_its_published_settings(env, lambd, rest):
     args = spot.apply_settings(spot.Args(env=env))
-    found = (args.actor_lr, args.dropout, args.normalize, args.online_discount)
+    found = (args.actor_lr, args.dropout, args.normalize, args.online_discount, args.lambd_end)
     assert (args.lambd, found) == (lambd, rest)
 
 
@@ -296,7 +299,13 @@ def two_ways(count: int, seed: int) -> dict:
 def train_two_ways(updates: int, **options) -> spot.SPOT:
     """Train the VAE, and then the policy. The reward is the first coordinate of the action."""
     settings = {"lambd": 1.0, "actor_lr": 3e-3, "dropout": 0.1, "normalize": True, "lr": 3e-3}
-    settings |= {"online_discount": 0.99, "num_seeds": 2, "vae_hidden": 64, "vae_lr": 2e-3}
+    settings |= {
+        "online_discount": 0.99,
+        "lambd_end": 0.2,
+        "num_seeds": 2,
+        "vae_hidden": 64,
+        "vae_lr": 2e-3,
+    }
     settings |= {"hidden": 32, "batch_size": 64, "vae_updates": 600, "num_updates": updates}
     args, task = spot.Args(**settings | options), make_task(spot, 2, 2)
     return train(spot, args, task, spot.prepare_data(args, two_ways(2000, 0), task))

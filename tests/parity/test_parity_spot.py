@@ -159,6 +159,7 @@ def run_ours(case: dict, seeds: list[int]) -> dict:
     with harness.default_dtype(case):
         args = harness.make_args(spot, case, num_seeds=len(seeds), num_updates=1000)
         args.online_discount = ONLINE_DISCOUNT
+        args.lambd_end = 0.2  # main_finetune.py
         if case["online"]:
             # So the first update is one that far into the online phase.
             args.num_updates = -case["online"]
