@@ -28,7 +28,8 @@ In these points we differ:
 - phi is relative to half the range of each action's dimension, because all actions are scaled to
   [-1, 1].
 - At an episode's end by time, the next state is the true one where the data know it; their buffer
-  does the same, but D4RL's adaptation of it (rail-berkeley/d4rl_evaluations) takes the next row.
+  does the same, but D4RL's adaptation (rail-berkeley/d4rl_evaluations, bcq/main.py) takes the next
+  row.
 
 benchmarks/studies/support shows the tabular BCQ, in a deterministic and a stochastic world.
 benchmarks/studies/regimes compares BCQ with others on the paper's four kinds of data.
@@ -152,7 +153,7 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
 
 
 class TwinCritic(nn.Module):
-    """Two Q-functions of every agent, because the actor climbs only the first one."""
+    """Two Q-functions of every agent, and a way to ask the first one alone."""
 
     def __init__(self, num_seeds: int, dims: list[int]):
         super().__init__()
@@ -195,7 +196,7 @@ class VAE(nn.Module):
     def encode(self, obs, action):
         """Return mean and logarithm of the std of q(z|s,a): (N, B, latent)."""
         mean, log_std = self.encoder(torch.cat([obs, action], -1)).chunk(2, -1)
-        return mean, log_std.clamp(-4, 15)  # bounds of the authors' vae.py
+        return mean, log_std.clamp(-4, 15)  # bounds of BCQ's code
 
     def decode(self, obs, z):
         """Return the action of a latent: (N, B, obs), (N, B, latent) -> (N, B, act)."""

@@ -43,7 +43,8 @@ In these points we differ:
 - The retuned code asks pi before Q has stepped, but lets Q step before the gradient is taken, which
   newer versions of PyTorch refuse. We let Q step first, as the original.
 - At an episode's end by time, the next state is the true one where the data know it. The retuned
-  code leaves out the 1000th step of an episode, the original takes the next episode's first state.
+  code takes every time limit for 1000, and leaves out that step; the original takes the next
+  episode's first state. Both use 2,000,000 rows at most, we use all.
 
 benchmarks/studies/support shows in a grid world why support and not distribution.
 benchmarks/studies/regimes compares BEAR with others on random, medium and optimal data.
@@ -207,7 +208,7 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
 
 
 class TwinCritic(nn.Module):
-    """Two Q-functions of every agent, because the actor climbs only the first one."""
+    """Two Q-functions of every agent, and a way to ask the first one alone."""
 
     def __init__(self, num_seeds: int, dims: list[int]):
         super().__init__()
@@ -236,7 +237,7 @@ class VAE(nn.Module):
     def encode(self, obs, action):
         """Return mean and logarithm of the std of q(z|s,a): (N, B, latent)."""
         mean, log_std = self.encoder(torch.cat([obs, action], -1)).chunk(2, -1)
-        return mean, log_std.clamp(-4, 15)  # bounds of the authors' vae.py
+        return mean, log_std.clamp(-4, 15)  # bounds of BCQ's code
 
     def decode(self, obs, z):
         """Return the action of a latent: (N, B, obs), (N, B, latent) -> (N, B, act)."""

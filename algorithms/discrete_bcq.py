@@ -27,7 +27,9 @@ do we:
 - Its settings for small tasks are the defaults here, and both networks have their own layers.
 In these points we differ:
 - Their (2) has > instead of >=. That allows no action if tau is 1, and the first one is taken.
-- Their DQN lets Q' choose the next action, too. Ours is (4) with tau = 0, and also learns G.
+- Their DQN lets Q' choose the next action, too. Ours is (4) with tau = 0, and also learns G. Its
+  buffer keeps every step, and --num-updates does not count the random ones; with --num-seeds, all
+  agents begin with the same ones.
 - Atari is out of scope. Their convolutions (shared by Q and G), their copies of Q every 8,000
   updates in the place of a moving Q', and their decay of epsilon belong to it and are left out.
 

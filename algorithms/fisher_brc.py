@@ -32,9 +32,11 @@ say, and so do we:
 - Actions are kept 1e-6 from the bounds where mu is asked for their density.
 - In (7) the learning rate falls to a tenth after 4/5 of the updates, and again after 9/10.
 - Q and Q' step before pi. pi acts at its mean. Observations stay as they are.
-In two points we differ. At an episode's end by time, the next state is the true one where the data
-know it, while D4RL's qlearning_dataset, which they use, leaves that step out. Adam's epsilon is
-PyTorch's 1e-8, not 1e-7 of Keras.
+In these points we differ:
+- At an episode's end by time, the next state is the true one where the data know it, while D4RL's
+  qlearning_dataset, which they use, leaves that step out.
+- Adam's epsilon is PyTorch's 1e-8, not 1e-7 of Keras.
+- Their batches draw no row twice in one pass over the data. Ours are independent draws.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.
@@ -156,7 +158,7 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
 
 
 class TwinCritic(nn.Module):
-    """Two Q-functions of every agent, because the actor climbs only the first one."""
+    """Two Q-functions of every agent, and a way to ask the first one alone."""
 
     def __init__(self, num_seeds: int, dims: list[int]):
         super().__init__()

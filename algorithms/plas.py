@@ -30,8 +30,10 @@ names phi = 0.05.
 In these points we differ:
 - phi is relative to half the range of each action's dimension, because all actions are scaled to
   [-1, 1].
-- Their VAE learns from all transitions, their Q from all but the last one. Ours learn from the same
-  rows.
+- Their VAE learns from all transitions, their Q from all but the last one, and from 2,000,000 at
+  most. Ours learn from the same rows.
+- At an episode's end by time, the next state is the true one where the data know it. D4RL's
+  qlearning_dataset, which they use, leaves that step out.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.
@@ -154,7 +156,7 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
 
 
 class TwinCritic(nn.Module):
-    """Two Q-functions of every agent, because the actor climbs only the first one."""
+    """Two Q-functions of every agent, and a way to ask the first one alone."""
 
     def __init__(self, num_seeds: int, dims: list[int]):
         super().__init__()
@@ -197,7 +199,7 @@ class VAE(nn.Module):
     def encode(self, obs, action):
         """Return mean and logarithm of the std of q(z|s,a): (N, B, latent)."""
         mean, log_std = self.encoder(torch.cat([obs, action], -1)).chunk(2, -1)
-        return mean, log_std.clamp(-4, 15)  # bounds of the authors' vae.py
+        return mean, log_std.clamp(-4, 15)  # bounds of BCQ's code
 
     def decode(self, obs, z):
         """Return the action of a latent: (N, B, obs), (N, B, latent) -> (N, B, act)."""

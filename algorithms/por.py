@@ -21,8 +21,11 @@ The authors' code (github ryanxhr/POR @ e692bb3) does more than the formulas say
   Gaussian model of s -> s' ("behavior"). It is trained in the first phase of a run.
 - Rewards are scaled so that the returns in the data span max_episode_steps (MuJoCo), or lowered by
   1 (AntMaze). Our returns are those of true episodes; theirs drift at timeouts.
-In one point we differ: the next state that D4RL stores after a terminal row belongs to the next
-episode. V never looks at it, but g and pi would learn it, so such rows stay out of (5), (6) and b.
+In these points we differ:
+- The row after a terminal one belongs to the next episode. V never looks at it, but g and pi would
+  learn it, so terminal rows whose own next state is unknown stay out of (5), (6) and b.
+- They drop the last step before a timeout. We use it where its next state is known.
+- Rewards of other data, for which they have no runs, are scaled as MuJoCo's.
 
 benchmarks/studies/four_room shows the stitching, guide what g says beyond the data.
 
@@ -120,7 +123,8 @@ class Args:
 
 
 # Published settings (run_mujoco_por.sh, run_antmaze_por.sh). The first row applies whose pattern
-# matches the dataset and whose guide does not contradict --guide.
+# matches the dataset and whose guide does not contradict --guide. Where nothing is published, the
+# last two rows apply, which is our choice.
 WEIGHTED = {"guide": "weighted", "tau": 0.5, "alpha": 3.0, "policy_lr": 1e-3, "layer_norm": True}
 Q_GUIDE = {"guide": "q", "tau": 0.7, "alpha": 50.0, "policy_lr": 1e-3, "layer_norm": False}
 ANTMAZE = {"guide": "weighted", "tau": 0.9, "alpha": 10.0, "policy_lr": 1e-4, "layer_norm": False}

@@ -19,12 +19,14 @@ that Q overrates. Online, the next episode would try them and correct Q. Offline
 (1) feeds Q its own errors. benchmarks/studies/dataset_size shows that more data are no cure.
 
 As in rlkit, D4RL's learner (github rail-berkeley/rlkit @ ac45a9d, sac.py):
-- All losses see the networks as they were before the update. Q' is a slowly moving copy of Q.
+- All losses see the networks as they were before the update. Q' follows Q slowly.
 - Actions, and the entropy, are those of actions that are scaled to [-1, 1].
 In these points we differ:
-- PyTorch's initial weights, not tiny last layers. One update after each step, not 1,000 after each
-  1,000 steps. Before all, --random-steps uniform actions, not 1,000 of the untrained pi; with
-  --num-seeds, all agents begin with the same ones.
+- PyTorch's initial weights, not rlkit's, whose last layers are tiny. Q' begins as a copy of Q, not
+  with weights of its own.
+- One update after each step, not 1,000 after each 1,000 steps, and a million of them, not three.
+- Before all, --random-steps uniform actions, not 1,000 of the untrained pi; with --num-seeds, all
+  agents begin with the same ones.
 - The buffer keeps every step.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products, each in an
@@ -115,7 +117,8 @@ class Args:
     hidden: int = 256  # hidden units of all networks
 
 
-# One row for all tasks: rlkit's examples/sac.py has one setting, which the defaults above are.
+# One row for all tasks: rlkit's examples/sac.py has one setting, and the defaults above are those,
+# but for the numbers of updates and of random steps.
 SETTINGS = [("*", {})]
 
 # --------------------------------------------------------------------------------------------------

@@ -174,7 +174,7 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
 
 
 class TwinCritic(nn.Module):
-    """Two Q-functions of every agent, because the actor climbs only the first one."""
+    """Two Q-functions of every agent, and a way to ask the first one alone."""
 
     def __init__(self, num_seeds: int, dims: list[int]):
         super().__init__()
@@ -220,7 +220,7 @@ class VAE(nn.Module):
     def encode(self, obs, action):
         """Return mean and logarithm of the std of q(z|s,a): (N, B, latent)."""
         mean, log_std = self.encoder(torch.cat([obs, action], -1)).chunk(2, -1)
-        return mean, log_std.clamp(-4, 15)  # bounds of the authors' vae.py
+        return mean, log_std.clamp(-4, 15)  # bounds of BCQ's code
 
     def decode(self, obs, z):
         """Return the action of a latent: (N, B, obs), (N, B, latent) -> (N, B, act)."""

@@ -23,7 +23,7 @@ Q. Offline nothing does, and the smaller of two guesses is a guess, too. td3_bc.
 
 The authors' code (github sfujim/TD3 @ 34770cc) is newer than their paper, and we have its settings:
 wider layers, batches of 256 instead of 100, slower learning, and 25,000 random steps instead of
-1,000 (10,000 where episodes cannot end early).
+1,000 (10,000 for HalfCheetah and Ant).
 In these points we differ from it:
 - sigma, c and the noise of (4) are relative to half the range of each action's dimension, because
   all actions are scaled to [-1, 1]. Theirs are relative to the first dimension's upper bound.
@@ -121,7 +121,8 @@ class Args:
     hidden: int = 256  # hidden units of all networks
 
 
-# One row for all tasks: the authors' main.py has one setting, which the defaults above are.
+# One row for all tasks: the authors' main.py has one setting, which the defaults above are. Their
+# run_experiments.sh starts with 1,000 random steps in both InvertedPendulums and Reacher.
 SETTINGS = [("*", {})]
 
 # --------------------------------------------------------------------------------------------------
@@ -151,7 +152,7 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
 
 
 class TwinCritic(nn.Module):
-    """Two Q-functions of every agent, because the actor climbs only the first one."""
+    """Two Q-functions of every agent, and a way to ask the first one alone."""
 
     def __init__(self, num_seeds: int, dims: list[int]):
         super().__init__()

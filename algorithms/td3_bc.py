@@ -154,7 +154,7 @@ def mlp(copies: int, dims: list[int]) -> nn.Sequential:
 
 
 class TwinCritic(nn.Module):
-    """Two Q-functions of every agent, because the actor climbs only the first one."""
+    """Two Q-functions of every agent, and a way to ask the first one alone."""
 
     def __init__(self, num_seeds: int, dims: list[int]):
         super().__init__()
