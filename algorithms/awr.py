@@ -139,8 +139,9 @@ class Args:
     hidden: int = 128  # hidden units of the first layer; the second has half of them
 
 
-# Published settings (awr_configs.py of the authors' code; "*" is their agent's default). The first
-# row applies whose pattern matches and whose advantage does not contradict --advantage.
+# Published settings (awr_configs.py of the authors' code; "*" is their agent's default, which also
+# has `--value-updates 500`). The first row applies whose pattern matches and whose advantage does
+# not contradict --advantage.
 NORMALIZED = {"advantage": "normalized", "beta": 1.0}  # the authors' code
 RAW = {"advantage": "raw", "beta": 0.05}  # the paper
 TASKS = [

@@ -32,7 +32,7 @@ PyTorch, V's last layer begins small, and observations stay as they are. In thes
 - They go through the training rows in batches of 800, for 50 epochs. We draw batches of 1,000, of
   which a fifth is held out, and --envelope-updates is 50 epochs of their million rows.
 - The held-out rows are the same in all runs, and not among them is that of the largest return. In
-  their progressive variant it may be.
+  their progressive variant it may be, and some rows are held out twice, so that fewer are.
 - A ratio needs a positive V. So exp(V - 1) takes the place of a V below 1, as in their progressive
   variant; their static one has no such guard. With margin, which needs none, V stays as it is.
 - They select by ratio everywhere. Its order is of no use where returns are negative, so tasks other

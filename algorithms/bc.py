@@ -45,7 +45,7 @@ In these points we differ from both:
 And from CORL in these:
 - Episodes end where the file says so. CORL also cuts every 1000 rows, of which its loader leaves
   999 where time is up. So each cut comes a row later, and after 500 such episodes it ranks halves
-  of two. Its ranking discounts, with 0.99 unless a configuration says otherwise.
+  of two.
 - The last row of an episode that time ended is used, because cloning asks for no next state.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
@@ -184,7 +184,7 @@ class GaussianPolicy(nn.Module):
 
     def forward(self, x):
         """Return mean (N, B, out) and standard deviation (N, 1, out)."""
-        std = self.log_std.clamp(-5, 2).exp()  # bounds of the authors' policy.py
+        std = self.log_std.clamp(-5, 2).exp()  # bounds of POR's and IQL's code
         return self.net(x), std
 
     def log_prob(self, x, y):

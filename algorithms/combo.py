@@ -32,10 +32,13 @@ yihaosun1124/OfflineRL-Kit @ e3ce697), for D4RL's v2 files. In these points we d
   of a reshape is thrown away. The settings were found with that.
 - (5) looks at states of the model, as in the paper. `--penalized mix` takes states of d_f, as
   OfflineRL-Kit does by default.
-- All networks of an agent learn from the same batches. There, each has a bootstrap sample.
+- All networks of an agent learn from the same batches, and begin with PyTorch's weights. There,
+  each has a bootstrap sample, and begins with truncated normal weights.
 - Actions lie in [-1, 1], and are not standardised. Observations are.
 - All losses see the networks as they were before the update.
-- A HalfCheetah never ends. There, it does beyond 100.
+- A HalfCheetah never ends, and a Walker2d not because a number is large. There, both do beyond 100.
+  In its rule for Hopper, the absolute value is that of a comparison.
+- The last step before a timeout is used if its next state is known. There, it is left out.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream and the held out rows, so seed 3 alone is another run than seed 3 of five.
@@ -144,8 +147,9 @@ class Args:
     layers: int = 3  # hidden layers of both
 
 
-# Published settings: OfflineRL-Kit's run_combo.py, which lacks random data. The last row is our
-# choice. The first row applies whose pattern matches the dataset.
+# Published settings: OfflineRL-Kit's run_combo.py. The last row is our choice, and so is what
+# random, expert and full-replay data get, which it lacks. The first row applies whose pattern
+# matches.
 SETTINGS = [
     ("halfcheetah-medium-expert", {"rollout_length": 5, "weight": 5.0}),
     ("halfcheetah-*", {"rollout_length": 5, "weight": 0.5}),
@@ -223,7 +227,7 @@ def squashed_log_density(x, mean, log_std):
     return (log_normal - log_slope).sum(-1)
 
 
-# Weight decay of each layer of the model (the authors' constructor.py)
+# Weight decay of each layer of the model (constructor.py of MOPO's authors)
 WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 
 
@@ -252,7 +256,7 @@ class Ensemble(nn.Module):
 
     def regularizer(self):
         """Return the weight decay, plus what pulls the bounds together: (N,)."""
-        total = 0.01 * (self.max_log_var - self.min_log_var).sum((1, 2, 3))  # the authors' bnn.py
+        total = 0.01 * (self.max_log_var - self.min_log_var).sum((1, 2, 3))  # MOPO's bnn.py
         layers = [layer for layer in self.net if isinstance(layer, StackedLinear)]
         for decay, layer in zip(WEIGHT_DECAYS, layers, strict=True):
             squares = layer.weight.square().sum((1, 2)).unflatten(0, (-1, self.members))
@@ -656,12 +660,12 @@ def check_model_args(args: Args) -> None:
 def model_columns(args: Args, data: dict, task: "Task") -> dict:
     """Return the useful rows, with `held_out` and `model_learns`, and measure the observations."""
     std = data["observations"].std(axis=0, dtype=float)
-    std[std < 1e-12] = 1  # the authors' TensorStandardScaler
+    std[std < 1e-12] = 1  # MOPO's TensorStandardScaler
     task.obs_mean = data["observations"].mean(axis=0, dtype=float).tolist()
     task.obs_std = std.tolist()
 
     known = np.flatnonzero(data["next_valid"])
-    num_held_out = min(len(known) // 5, 1_000)  # the authors' bnn.py
+    num_held_out = min(len(known) // 5, 1_000)  # MOPO's bnn.py
     if num_held_out == 0:
         sys.exit(f"{task.name}: a model needs at least 5 rows with a next state")
     chosen = np.random.default_rng(args.seed).choice(known, num_held_out, replace=False)

@@ -27,12 +27,15 @@ As in the authors' code (github kzl/decision-transformer @ e2d82e6, gym/):
 - Dropout acts on tokens, attention, and the outputs of both halves of a block.
 - The blocks' weights begin as GPT's, but all others as PyTorch's.
 In these points we differ:
-- On MuJoCo two returns are asked for, the expert's and its half. Both are evaluated and stored, and
-  "score" alone is always that of the first. Their code does not say which one the paper reports.
+- On MuJoCo two returns are asked for. Both are evaluated and stored, and "score" alone is always
+  that of the first: the one that the paper's appendix names.
 - They make no medium-expert file, although the paper reports it. Here it is a dataset like others.
-- They have no AntMaze. There the targets are CORL's (github corl-team/CORL @ eeeeef2), and returns
-  are not divided. Our other targets are the best and the mean return of the data, which no source
-  has tuned.
+- They have no AntMaze, no hands and no Maze2D. There the targets are those of CORL (github
+  corl-team/CORL @ eeeeef2), and returns are not divided. CORL trains the latter two with
+  `--lr 8e-4 --batch-size 4096`. Elsewhere the targets are the best and the mean return of the data,
+  which no source has tuned.
+- There are as many e_t as the task has steps. Steps of longer episodes, which are in some data of
+  the hands, share the last one. Theirs and CORL's number is 1000 for all tasks.
 - Heads that predict the next observation and return, which the paper does not use, are left out.
 - One --dropout stands for three of theirs, which are all 0.1.
 `--batch-size` counts contexts.
@@ -126,13 +129,14 @@ class Args:
     clip_norm: float = 0.25  # largest norm of an agent's gradient
 
 
-# Published settings: experiment.py of the authors, and configs/offline/dt/ of CORL @ eeeeef2 for
-# AntMaze, Adroit and Maze2D. The last row is ours.
+# Published settings: experiment.py of the authors, and the targets in configs/offline/dt/ of CORL @
+# eeeeef2 for AntMaze, Adroit and Maze2D with sparse rewards. Dense ones get the same. The last row
+# is ours.
 PLAY = {"targets": [1.0, 0.5], "return_scale": 1.0}
 DIVERSE = {"targets": [1.0, 0.5, 0.25, 0.125, 0.06, 0.03], "return_scale": 1.0}
 SETTINGS = [
     ("hopper-*", {"targets": [3600.0, 1800.0], "return_scale": 1000.0}),
-    ("halfcheetah-*", {"targets": [12000.0, 6000.0], "return_scale": 1000.0}),
+    ("halfcheetah-*", {"targets": [6000.0, 12000.0], "return_scale": 1000.0}),
     ("walker2d-*", {"targets": [5000.0, 2500.0], "return_scale": 1000.0}),
     ("antmaze-*-diverse", DIVERSE),
     ("antmaze-*", PLAY),
@@ -380,7 +384,7 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
     obs = data["observations"][:num_rows]
     task.obs_mean = obs.mean(axis=0, dtype=float).tolist()
     task.obs_std = (obs.std(axis=0, dtype=float) + 1e-6).tolist()  # experiment.py
-    # The time limit counts as the last step that has a vector e_t, as in experiment.py.
+    # The time limit counts as the last step that has a vector e_t, as in experiment.py's MuJoCo.
     time = time.clip(max=task.max_episode_steps - 1)
     numbers = [np.ones(num_rows), time, return_to_go]
     steps = [np.stack(numbers, axis=1).astype(np.float32), obs, data["actions"][:num_rows]]

@@ -194,7 +194,7 @@ class GaussianActor(nn.Module):
 
     def forward(self, obs):
         """Return mean (N, B, act) and standard deviation (N, 1, act)."""
-        std = self.log_std.clamp(-5, 2).exp()  # bounds of the authors' policy.py
+        std = self.log_std.clamp(-5, 2).exp()  # bounds of POR's and IQL's code
         return self.net(obs).tanh(), std
 
     def log_prob(self, obs, action):

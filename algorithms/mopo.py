@@ -28,13 +28,15 @@ Networks and losses are those of the authors (github tianheyu927/mopo @ e5efe3e)
 D4RL's v0 files. For v2, lambda, the rollouts' length and the learning rates are those of
 OfflineRL-Kit (github yihaosun1124/OfflineRL-Kit @ e3ce697), which decays pi's. In these points we
 differ from both:
-- All networks of an agent learn from the same batches. Theirs see bootstrap samples of their own.
+- All networks of an agent learn from the same batches. Theirs see bootstrap samples of their own,
+  and begin with truncated normal weights and no biases, ours with PyTorch's.
 - Actions lie in [-1, 1], and are not standardised. Observations are.
 - Rows whose next state belongs to another episode stay out of (1). The authors learn from them.
+  OfflineRL-Kit leaves out the last step before a timeout; we use it if its next state is known.
 - All losses of SAC see the networks as they were before the update, as in sac.py.
 - In their rule for Hopper, the absolute value is that of a comparison. Ours is compared with 100.
 - The entropy aims at -|A|, as in OfflineRL-Kit, not at -3. We have neither its upper bound 1 of
-  alpha nor its rule that a HalfCheetah ends beyond 100.
+  alpha nor its rule that a HalfCheetah or a Walker2d ends beyond 100.
 
 The rows of the last five rounds of rollouts are kept, on the device: on Hopper, a million rows of
 an agent take 108 MB, on HalfCheetah 168 MB. They are part of the checkpoint, so saving takes twice
@@ -143,7 +145,8 @@ class Args:
 
 
 # Published settings: OfflineRL-Kit's run_mopo.py; for random data, which it lacks, the authors'
-# examples/config/d4rl. The last row is our choice. The first row applies whose pattern matches.
+# examples/config/d4rl. The last row is our choice, and so is what expert and full-replay data get.
+# The first row applies whose pattern matches.
 SETTINGS = [
     ("halfcheetah-medium-expert", {"rollout_length": 5, "penalty": 2.5}),
     ("halfcheetah-random", {"rollout_length": 5, "penalty": 0.5}),
@@ -219,7 +222,7 @@ class TanhGaussian(nn.Module):
         return x.tanh(), (log_normal - log_slope).sum(-1)
 
 
-# Weight decay of each layer of the model (the authors' constructor.py)
+# Weight decay of each layer of the model (constructor.py of MOPO's authors)
 WEIGHT_DECAYS = (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)
 
 
@@ -248,7 +251,7 @@ class Ensemble(nn.Module):
 
     def regularizer(self):
         """Return the weight decay, plus what pulls the bounds together: (N,)."""
-        total = 0.01 * (self.max_log_var - self.min_log_var).sum((1, 2, 3))  # the authors' bnn.py
+        total = 0.01 * (self.max_log_var - self.min_log_var).sum((1, 2, 3))  # MOPO's bnn.py
         layers = [layer for layer in self.net if isinstance(layer, StackedLinear)]
         for decay, layer in zip(WEIGHT_DECAYS, layers, strict=True):
             squares = layer.weight.square().sum((1, 2)).unflatten(0, (-1, self.members))
@@ -628,12 +631,12 @@ def check_model_args(args: Args) -> None:
 def model_columns(args: Args, data: dict, task: "Task") -> dict:
     """Return the useful rows, with `held_out` and `model_learns`, and measure the observations."""
     std = data["observations"].std(axis=0, dtype=float)
-    std[std < 1e-12] = 1  # the authors' TensorStandardScaler
+    std[std < 1e-12] = 1  # MOPO's TensorStandardScaler
     task.obs_mean = data["observations"].mean(axis=0, dtype=float).tolist()
     task.obs_std = std.tolist()
 
     known = np.flatnonzero(data["next_valid"])
-    num_held_out = min(len(known) // 5, 1_000)  # the authors' bnn.py
+    num_held_out = min(len(known) // 5, 1_000)  # MOPO's bnn.py
     if num_held_out == 0:
         sys.exit(f"{task.name}: a model needs at least 5 rows with a next state")
     chosen = np.random.default_rng(args.seed).choice(known, num_held_out, replace=False)

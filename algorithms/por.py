@@ -210,7 +210,7 @@ class GaussianPolicy(nn.Module):
 
     def forward(self, x):
         """Return mean (N, B, out) and standard deviation (N, 1, out)."""
-        std = self.log_std.clamp(-5, 2).exp()  # bounds of the authors' policy.py
+        std = self.log_std.clamp(-5, 2).exp()  # bounds of POR's and IQL's code
         return self.net(x), std
 
     def log_prob(self, x, y):

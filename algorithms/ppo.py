@@ -30,6 +30,8 @@ ppo_continuous_action.py, and ppo.py for discrete actions):
   divided by the running deviation of the discounted return, and both cut off at 10.
 - The environment clips actions to their bounds, but pi(a|s) is that of a itself.
 In these points we differ:
+- Actions are scaled to [-1, 1], and pi's first deviation is 1 in these units. Theirs is 1 in the
+  environment's; its bounds are others than 1 in Humanoid and InvertedPendulum.
 - A time limit is no terminal state: d_t asks V for the state in which time was up. Theirs takes 0.
 - The running return begins anew with each episode. Theirs forgets the past one step earlier, and
   only at terminal states.
@@ -126,8 +128,9 @@ class Args:
     hidden: int = 64  # hidden units of pi and V
 
 
-# The defaults of CleanRL's ppo_continuous_action.py and ppo.py. The first row applies whose pattern
-# matches the environment; those of Gymnasium with discrete actions are named.
+# The defaults of CleanRL's ppo_continuous_action.py and ppo.py, but for the length of a run with
+# discrete actions: ppo.py ends after 500,000 steps, `--num-updates 15616`. The first row applies
+# whose pattern matches the environment; those of Gymnasium with discrete actions are named.
 DISCRETE = {
     "num_envs": 4,
     "rollout_steps": 128,

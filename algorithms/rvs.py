@@ -30,7 +30,8 @@ In these points we differ:
   Gym-MuJoCo is the same, and the time limit when it acts.
 - (2) draws long episodes more often than short ones, and the episodes of AntMaze also end where the
   ant gets to its goal. Theirs are equally likely and end when time is up.
-- All data are learned from. On AntMaze, they hold out a tenth of the episodes to watch the loss.
+- All data are learned from, and the last weights count. On AntMaze, they hold out a tenth of the
+  episodes, and also evaluate the weights that had the least loss there.
 - RvS-G is for AntMaze alone. They use its version 0, where all episodes of a run have one goal, and
   they have RvS-G for other tasks, too.
 Their 2,000 epochs on Gym-MuJoCo are as many updates as stand in SETTINGS, on D4RL's files.

@@ -24,7 +24,9 @@ so `--env` is a Gymnasium id.
 
 The settings are those of SB3-Contrib (github Stable-Baselines-Team/stable-baselines3-contrib @
 01c2dfd, trpo.py), and max_kl is the paper's, too. Networks, standardised observations and
-advantages, scaled rewards and rollouts are as in ppo.py. A time limit is no terminal state.
+advantages, scaled rewards and rollouts are as in ppo.py. A time limit is no terminal state. In two
+points we differ from SB3-Contrib: its KL is a mean over the action's dimensions, too, which makes
+its bound |A| times as wide as the paper's and ours, and its Adam has eps 1e-5.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products, each in
 environments of its own. They share one random stream, so seed 3 alone is another run than seed 3 of
