@@ -1,30 +1,30 @@
 """AlgaeDICE: policy gradient from arbitrary experience (Nachum et al., 2019; arXiv 1912.02074)
 
 Most methods here find a policy's value first and improve the policy then. AlgaeDICE writes both as
-one game. By duality, the return of pi less a penalty on how far the states and actions of pi are
-from those of the data is the minimum over all functions Q of
+one game. Let w say how much more often pi comes to (s, a) than the data do. By duality, the return
+of pi, less a penalty that grows with w, is the minimum over all functions Q of
 
     (1) J(pi, Q) = E_data f(d) + lambda (1 - gamma) E Q(s_0, a_0),   a_0 ~ pi(s_0)
     (2) residual  d = r + gamma Q(s', a') - Q(s, a),                 a' ~ pi(s')
-    (3) penalty   f(x) = |x|^p / p
+    (3) f         f(x) = |x|^p / p, the dual of the penalty
 
-up to a factor lambda, the weight of the penalty. pi maximises the same J. Where Q is optimal,
-f'(d) / lambda says how much more often pi comes to (s, a) than the data do, so importance weights
-are learned without ever dividing two densities. What is asked of pi is no Bellman equation: (1)
-needs no next action's best value, only that Q is small at the start and the residuals are, too.
+up to factors lambda and 1 - gamma. The penalty is lambda^(q-1) E_data w^q / q, with 1/p + 1/q = 1;
+p = 1.5 makes it a cube. pi maximises the same J. Where Q is optimal, f'(d) / lambda is w, so
+importance weights are learned without ever dividing two densities. Q need not solve a Bellman
+equation. It minimises (1): small residuals, and small values of Q at the start.
 
     (4) critic      min  J over Q, with Q(s', a') mostly that of a target network, less alpha log pi
     (5) policy      max  E max(0, d)^(p-1) d(pi) + lambda (1 - gamma) E Q(s_0, a_0(pi)),  by a', a_0
     (6) temperature min  alpha (-E log pi(a'|s') - H),               H = -dim(a)
 
-In (5) the factor before d(pi), which is f' of (3) where that is positive, is not differentiated.
+In (5) the factor before d(pi), which is f' where that is positive, is not differentiated.
 Both Q-functions have a J of their own.
 
 It is here because tables print it: in those of D4RL (arXiv 2004.07219), from which CQL's paper
-takes its AntMaze column, it scores 0. Expect no more. D4RL's evaluation code (github
-rail-berkeley/d4rl_evaluations @ c93b9d2, algaedice/scripts/run_script.py, lines 159 and 177) passes
-`terminals` where the algorithm expects the mask of rows that are not terminal. So it bootstraps
-after terminal states alone, which may explain some of the zeros.
+takes its AntMaze column, it scores about 0, and 0 on AntMaze. Expect no more. D4RL's evaluation
+code (github rail-berkeley/d4rl_evaluations @ c93b9d2, algaedice/scripts/run_script.py, lines 159
+and 177) passes `terminals` where the algorithm expects the mask of rows that are not terminal. So
+it bootstraps after terminal states alone, which may explain some of the zeros.
 
 As in the authors' code (github google-research/google-research @ 0c1bbe5, algae_dice/):
 - p = 1.5, lambda = 0.01, learning rates 1e-3, Adam's eps 1e-7 (Keras), orthogonal initial weights.
@@ -35,7 +35,6 @@ As in the authors' code (github google-research/google-research @ 0c1bbe5, algae
 In these points we differ:
 - Theirs acts and learns online; D4RL's evaluation added a dataset. Ours learns from a dataset only.
 - The initial states are those of the data's episodes. Each row is given one of them at random.
-- The policy is evaluated by its mode; theirs draws actions.
 - The variant with discount 1, which has one more variable, is left out.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
@@ -117,8 +116,8 @@ class Args:
     device: str = "auto"  # cpu, cuda, cuda:1, ...; auto: cuda if available
     execution: Literal["auto", "eager", "compile", "graph"] = "auto"  # auto: graph on CUDA
     # --- AlgaeDICE ---
-    weight: float = 0.01  # of the penalty: lambda
-    exponent: float = 1.5  # of the penalty: p
+    weight: float = 0.01  # lambda of Eq. 1; the larger, the nearer to the data
+    exponent: float = 1.5  # p of Eq. 3
     mix: float = 0.05  # share of Q beside its target network in the residual
     actor_lr: float = 1e-3  # learning rate of pi
     lr: float = 1e-3  # learning rate of Q
@@ -127,7 +126,8 @@ class Args:
     hidden: int = 256  # hidden units of all networks
 
 
-# One row for all tasks: the authors' train_eval.py has one setting, which the defaults above are.
+# One row for all tasks: the authors' train_eval.py has one setting, which the defaults above are,
+# but for its 500,000 updates.
 SETTINGS = [("*", {})]
 
 # --------------------------------------------------------------------------------------------------
@@ -320,7 +320,7 @@ def prepare_data(args: Args, data: dict, task: "Task") -> dict:
     if not task.ordered:
         sys.exit(f"{task.name}: AlgaeDICE needs initial states, and the rows are not in order")
     if args.exponent <= 1:
-        sys.exit("--exponent must be above 1, or the penalty has no slope that grows")
+        sys.exit("--exponent must be above 1, or f of Eq. 3 has no slope that grows")
     if not 0 < args.discount < 1:
         sys.exit("--discount must lie between 0 and 1; the variant with 1 is not here")
 

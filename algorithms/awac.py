@@ -152,9 +152,9 @@ SOFTMAX = {
     "normalize": False,
 }
 SETTINGS = [
-    ("halfcheetah-*", EXP | {"lambd": 0.3333}),
-    ("hopper-*", EXP | {"lambd": 0.3333}),
-    ("walker2d-*", EXP | {"lambd": 0.3333}),
+    ("halfcheetah*", EXP | {"lambd": 0.3333}),
+    ("hopper*", EXP | {"lambd": 0.3333}),
+    ("walker2d*", EXP | {"lambd": 0.3333}),
     ("*", EXP | {"lambd": 0.1}),
     ("*", SOFTMAX | {"lambd": 2.0}),
 ]

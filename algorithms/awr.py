@@ -16,7 +16,7 @@ policy, (3) makes it pi_b(a|s) w / Z.
 
 Offline, where `--env` is a dataset, V is trained first, then pi: one iteration, which is MARWIL
 (Wang et al., NeurIPS 2018). `--weights marwil` has its weights, too: w = exp(A / (beta c)), where c
-is a moving root mean square of the advantage A = R - V(s).
+is a moving root mean square of the advantage A = R - V(s), which hardly leaves its start, 10.
 Online, where `--env` is a Gymnasium id, each iteration adds --new-steps steps of pi to the newest
 --buffer-size ones, and trains V, then pi, on these. See train_online.
 `--weights return` leaves V(s) out of (3), which is RWR (Peters, Schaal; ICML 2007); V then serves
@@ -36,10 +36,11 @@ In these points we differ:
   They finish it. Before all, --random-steps uniform actions, the same for all agents.
 - Moments of observations take up new steps before an iteration trains, theirs after it.
 - Offline, all rows are used, in one iteration. D4RL's paper iterated on the last 50,000 rows.
-MARWIL's c is that of RLlib (github ray-project/ray @ 234e7bd), which has no clip and no 1 - gamma,
-and trains V and pi at once.
+MARWIL's c is that of RLlib (github ray-project/ray @ 234e7bd). RLlib does not clip w, does not
+scale R by 1 - gamma, and trains V and pi at once. We clip and scale, and train V first.
 
-benchmarks/studies/awr takes its parts away; off_policy, there, compares its gradient with PG's.
+benchmarks/studies/awr takes its parts away. benchmarks/studies/off_policy compares its gradient
+with the policy gradient.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products, each
 online in an environment of its own. They share one random stream, so seed 3 alone is another run
@@ -283,7 +284,7 @@ class AWR(nn.Module):
         beyond_bounds = (mean.abs() - 1).clamp(min=0).square().sum(-1)
         loss = (-weight * self.policy.log_prob(mean, a) + 10 * 0.5 * beyond_bounds).mean(1)
         minimize(self.optimizers["policy"], loss)
-        return {"loss/policy": loss, "weight": weight.mean(1), "weight_max": weight.amax(1)}
+        return {"loss/policy": loss, "weight": weight.mean(1), "largest_weight": weight.amax(1)}
 
     @torch.no_grad()
     def advantage(self, obs, returns):

@@ -39,9 +39,9 @@ In these points we differ:
 - Weights start as PyTorch's layers do, and Q' as a copy of Q. Theirs starts apart. Adam's epsilon
   is PyTorch's 1e-8, not 1e-7 of Keras.
 - c takes its 3 steps per update on one batch. Theirs has a new batch for each.
-- They take rows that are followed by another one, also of the next episode, and drop terminal rows:
-  the row before one counts as the end. They use the first million of the rows. We use all rows
-  whose next state, and for (5) in (1) whose next action, is known.
+- They pair each row with the following one, even if that begins another episode. They drop terminal
+  rows, and treat the row before a terminal one as the end. They use the first million of the rows.
+  We use all rows whose next state, and for (5) in (1) whose next action, is known.
 - Their Wasserstein distance and the entropy of pi, which they switch off, are left out, and so is
   their second way to act, by the best of several samples.
 
@@ -146,7 +146,7 @@ class Args:
     policy_hidden: int = 200  # hidden units of pi and b
 
 
-# Nothing is published per dataset of D4RL. The first row are the defaults of the D4RL evaluations'
+# Nothing is published per dataset of D4RL. The first row has the defaults of D4RL's evaluations,
 # train_brac.py, the second those of run_dual.sh, which trains for 500,000 updates. The penalty of
 # both is p. Penalty v has settings in run_primal.sh only, for HalfCheetah data of the authors' own:
 # alpha 0.1, a policy_lr of 3e-4, 500,000 updates. alpha_lr is run_primal.sh's, too; train_brac.py,

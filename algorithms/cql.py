@@ -2,8 +2,8 @@
 
 Offline, Q is too high for actions that the data lack, and a policy that climbs Q finds just these.
 CQL leaves the policy alone and bends Q: it is pushed down where it is large, and pushed up at the
-recorded actions. So Q becomes a lower bound of what pi earns, J_CQL(pi) <= J(pi), and what the data
-lack tempts no more. The rest is SAC.
+recorded actions. So the mean of Q over pi's actions becomes a lower bound of what pi earns, if w is
+large enough, and what the data lack tempts no more. The rest is SAC.
 
     (1) evaluation   min_Q  w (E_(s~D, a~pi) Q - E_(s,a)~D Q) + E_D (y - Q)^2
     (2) control      min_Q max_mu  w (E_(s~D, a~mu) Q - E_(s,a)~D Q + R(mu)) + E_D (y - Q)^2
@@ -139,7 +139,9 @@ class Args:
     policy_lr: float | None = None  # learning rate of pi and of the temperature
     policy_layers: int | None = None  # hidden layers of pi
     critic_layers: int | None = None  # hidden layers of Q
-    log_std_factor: float | None = None  # initial factor of pi's log std; 0: the same in all states
+    log_std_factor: float | None = (
+        None  # initial factor of pi's log std; 0: at first the same everywhere
+    )
     normalize: bool | None = None  # standardise the observations
     scale_rewards: bool | None = None  # scale the rewards to returns that span 1000
     online_steps: int = 0  # environment steps of online fine-tuning, one update per step
@@ -193,8 +195,8 @@ YOUNG_GENG_ANTMAZE = CORL_ANTMAZE | {
     "log_std_factor": 0.0,
 }
 SETTINGS = [
-    ("antmaze-*", CORL_ANTMAZE),
-    ("antmaze-*", YOUNG_GENG_ANTMAZE),
+    ("antmaze*", CORL_ANTMAZE),
+    ("antmaze*", YOUNG_GENG_ANTMAZE),
     ("maze2d-*", CORL | {"target_gap": 5.0}),
     ("pointmaze-*", CORL | {"target_gap": 5.0}),  # CORL's maze2d
     ("pen-*", CORL_ADROIT),

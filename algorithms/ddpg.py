@@ -2,9 +2,8 @@
 
 Q-learning takes the action with the largest Q. Where actions are real numbers, that search is a
 problem of its own, so DDPG learns its solution, too: a deterministic policy pi follows the gradient
-of Q(s, pi(s)). Q in turn learns from the action that pi would take next. Both are learned from old
-steps, because neither formula cares how a step's action was chosen; here pi's own action, with some
-noise.
+of Q(s, pi(s)). Q in turn learns from the action that pi would take next. Steps of older policies
+serve, because (1) and (3) do not ask who chose an action. Here pi chose it, with some noise.
 
     (1) target       y = r + gamma Q'(s', pi'(s'))
     (2) critic       min  E  (y - Q(s, a))^2 + weight_decay / 2 |weights of Q|^2

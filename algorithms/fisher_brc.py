@@ -16,7 +16,8 @@ is extrapolated there, could make up for that. So O must not be steep in the act
 Why a Fisher divergence? The policy that Q stands for is p = exp(Q) / Z = mu exp(O) / Z. It differs
 from mu, by Fisher's measure, by E |grad_a log p - grad_a log mu|^2, and that is E |grad_a O|^2, the
 penalty in (3). With a large lambda O depends on s alone, and pi imitates mu. With lambda 0 nothing
-is regularised: Q is SAC's, written as a sum. In between O is trusted as far as it is gentle.
+is regularised: Q is an ordinary critic, written as a sum. In between O is trusted as far as it is
+gentle.
 
 (7) trains mu in a first phase. In every dimension d of the action mu is a mixture of 5 Gaussians,
 squashed by a tanh, whose w, m and sigma depend on s: data of several policies have several modes.

@@ -23,8 +23,8 @@ and so do we:
 - Rewards are scaled so that the returns in the data span 1000, or lowered by 1 (AntMaze). Those of
   Adroit, Kitchen and Maze2D stay. The authors scale in MuJoCo only, we elsewhere, too.
 - In Adroit and Kitchen pi has dropout.
-- Online, actions are sampled from pi, there is one update per step, and pi's learning rate does not
-  decay.
+- Online, actions are sampled from pi, and there is one update per step. With --online-steps, pi's
+  learning rate never decays, not even offline.
 In these points we differ:
 - PyTorch's initial weights, not orthogonal ones. The recorded actions are not clipped to 1 - 1e-5.
 - Their returns lack the step of a timeout, and count the unfinished last episode.
@@ -131,7 +131,7 @@ MUJOCO = {"tau": 0.7, "beta": 3.0, "dropout": 0.0, "scale_rewards": True}
 ANTMAZE = {"tau": 0.9, "beta": 10.0, "dropout": 0.0, "scale_rewards": False}
 HAND = {"tau": 0.7, "beta": 0.5, "dropout": 0.1, "scale_rewards": False}
 SETTINGS = [
-    ("antmaze-*", ANTMAZE),
+    ("antmaze*", ANTMAZE),
     ("*-binary*", HAND | {"tau": 0.8, "beta": 3.0}),
     ("pen-*", HAND),
     ("hammer-*", HAND),

@@ -12,8 +12,8 @@ action is recorded, and improves on it once.
     (5) easy_bcq   a = argmax_i Q(s, b_i),    b_1, ..., b_n ~ beta(.|s)
 
 (1), (2) and the improvement, which is (3), (4) or (5), are the three phases of a run. (s, a, r, s',
-a') are five entries in a row of the data, so Q is the value of what the data's policy did. How far
-pi may leave beta is said by tau, 1 / alpha or n: with tau = 0, n = 1 or alpha towards infinity,
+a') are five entries in a row of the data, so Q is the value of what the data's policy did. tau,
+1 / alpha or n sets how far pi may leave beta. With tau = 0, n = 1 or alpha towards infinity,
 nothing is improved. (5) trains no pi, so its run has two phases, and the second one is scored;
 --num-updates counts the third phase of the others.
 
@@ -307,7 +307,7 @@ class OneStep(nn.Module):
         log_pi = gaussian_log_prob(mean, std, action)
         log_beta = gaussian_log_prob(beta_mean, beta_std, action)
         kl = (log_pi - log_beta).mean(1)
-        return self.args.alpha * kl - q, {"value": q, "kl": kl}
+        return self.args.alpha * kl - q, {"value/policy": q, "kl": kl}
 
 
 def prepare_data(args: Args, data: dict, task: "Task") -> dict:

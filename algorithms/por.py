@@ -27,7 +27,8 @@ In these points we differ:
 - They drop the last step before a timeout. We use it where its next state is known.
 - Rewards of other data, for which they have no runs, are scaled as MuJoCo's.
 
-benchmarks/studies/four_room shows the stitching, guide what g says beyond the data.
+benchmarks/studies/four_room shows the stitching. benchmarks/studies/guide shows which states g
+proposes beyond the data.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.
@@ -110,7 +111,7 @@ class Args:
     # --- POR (None: the dataset's row in SETTINGS) ---
     guide: Literal["weighted", "q"] | None = None  # objective of the guide: Eq. 5 or Eq. 4
     tau: float | None = None  # expectile of V
-    alpha: float | None = None  # weight of the value in the guide's objective
+    alpha: float | None = None  # weight of V in Eq. 4; factor of the exponent in Eq. 5
     policy_lr: float | None = None  # learning rate of guide and execute-policy, cosine decay to 0
     layer_norm: bool | None = None  # LayerNorm in V
     decay_updates: int | None = None  # updates until policy_lr is 0; None: --num-updates
@@ -133,8 +134,8 @@ SETTINGS = [
     ("hopper-medium*", Q_GUIDE),
     ("halfcheetah-medium*", WEIGHTED),
     ("walker2d-medium*", WEIGHTED),
-    ("antmaze-umaze*", ANTMAZE | {"policy_lr": 1e-3}),
-    ("antmaze-*", ANTMAZE),
+    ("antmaze?umaze*", ANTMAZE | {"policy_lr": 1e-3}),
+    ("antmaze*", ANTMAZE),
     ("*", WEIGHTED),
     ("*", Q_GUIDE),
 ]

@@ -163,7 +163,7 @@ SETTINGS = [
     ("relocate-human", ADROIT | {"actor_beta": 0.1, "critic_beta": 0.01}),
     ("relocate-cloned", ADROIT | {"actor_beta": 0.1, "critic_beta": 0.01}),
     ("maze2d-*", ADROIT | {"actor_beta": 0.003, "critic_beta": 0.001}),
-    ("antmaze-*", ANTMAZE | {"actor_beta": 0.002, "critic_beta": 0.001}),
+    ("antmaze*", ANTMAZE | {"actor_beta": 0.002, "critic_beta": 0.001}),
     ("*", GYM | {"actor_beta": 0.01, "critic_beta": 0.01}),
 ]
 

@@ -12,15 +12,15 @@ alpha, is learned, too, so that the entropy meets -|A|: minus one per dimension 
     (5) action       a = tanh(mean(s) + std(s) e),  e ~ N(0, 1);  gradients pass through a~
 
 Online, where `--env` is a Gymnasium id, SAC learns from scratch: first from uniform actions, then
-with an update after each step of pi. A time limit is no terminal state. D4RL's datasets come from
-such trainings. Offline, where `--env` is a dataset, it must fail, and that is why this file stands
-here. (1) asks Q for actions that the data lack, where Q is extrapolated, and (3) looks for those
-that Q overrates. Online, the next episode would try them and correct Q. Offline nothing does, and
-(1) feeds Q its own errors. benchmarks/studies/dataset_size shows that more data are no cure.
+with an update after each step of pi. A time limit is no terminal state. D4RL's MuJoCo data come
+from such trainings. Offline, where `--env` is a dataset, it must fail, and that is why this file
+stands here. (1) asks Q for actions that the data lack, where Q is extrapolated, and (3) looks for
+those that Q overrates. Online, the next episode would try them and correct Q. Offline nothing does,
+and (1) feeds Q its own errors. benchmarks/studies/dataset_size shows that more data are no cure.
 
 As in rlkit, D4RL's learner (github rail-berkeley/rlkit @ ac45a9d, sac.py):
 - All losses see the networks as they were before the update. Q' follows Q slowly.
-- Actions, and the entropy, are those of actions that are scaled to [-1, 1].
+- Actions are scaled to [-1, 1], and the entropy is that of the scaled actions.
 In these points we differ:
 - PyTorch's initial weights, not rlkit's, whose last layers are tiny. Q' begins as a copy of Q, not
   with weights of its own.

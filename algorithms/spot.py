@@ -11,15 +11,17 @@ the rest is TD3.
     (8) critic   min  E  (r + gamma min(Q'_1(s', a'), Q'_2(s', a')) - Q_i(s, a))^2, a' near pi'(s')
 
 The VAE is trained on (5) in the first phase of a run. Then (3) takes (5) or, with `--estimate
-iwae`, the tighter (6). Online (`--online-steps`) lambda falls, because there actions beyond the
-data are tried and corrected.
+iwae`, (6), which is tighter if L > 1. Online (`--online-steps`) lambda falls, because there actions
+beyond the data are tried and corrected.
 
 The authors' code (github thuml/SPOT @ 4be91cc; (3) to (6) are numbered as on their poster) does
 more than the formulas say, and so do we:
-- -(5) is squared error + KL / 2, both means over dimensions. But for a factor and a constant, that
-  is (5) with p(a|z,s) = N(decoder, 1/8), which (6) uses. Q in (3) is divided by its mean size.
-- pi, pi' and Q' move in every second update. On MuJoCo, states are standardised, and pi and pi' are
-  trained with dropout. On AntMaze, the rewards are lowered by 1.
+- The loss for (5) is squared error + KL / 2, both means over dimensions. It is -(5) / (4 |A|) plus
+  a constant, if p(a|z,s) is a Gaussian around the decoder with variance 1/8. (6) takes that p, but
+  no such factor, so a lambda weighs (6) 4 |A| times as much.
+- Q in (3) is divided by its mean size.
+- pi, pi' and Q' move in every second update. On MuJoCo, states are standardised, and pi and pi'
+  have dropout. On AntMaze, the rewards are lowered by 1.
 In these points we differ:
 - With --num-seeds, every agent trains its own VAE; theirs share one, made by train_vae.py.
 - Online, lambda falls over --online-steps, not a million. On AntMaze and in Adroit, the last layers
@@ -123,7 +125,8 @@ class Args:
     hidden: int = 256  # hidden units of pi and Q
 
 
-# Published settings (configs/ of the authors' code; Adroit: CORL @ eeeeef2; the last row: main.py).
+# Published settings (configs/ of the authors' code; Adroit: what CORL @ eeeeef2 has for fine-tuning
+# on cloned data; the last row: main.py).
 # The first row applies whose pattern matches the dataset.
 ONLINE = {"online_discount": 0.99, "lambd_end": 0.2}
 MUJOCO = ONLINE | {"actor_lr": 3e-4, "dropout": 0.1, "normalize": True}
@@ -136,10 +139,10 @@ SETTINGS = [
     ("hopper-medium*", MUJOCO | {"lambd": 0.1}),
     ("walker2d-medium-expert", MUJOCO | {"lambd": 0.5}),
     ("walker2d-medium*", MUJOCO | {"lambd": 0.2}),
-    ("antmaze-umaze*", ANTMAZE | {"lambd": 0.25}),
+    ("antmaze?umaze*", ANTMAZE | {"lambd": 0.25}),
     ("antmaze-medium-play", ANTMAZE | {"lambd": 0.05}),
-    ("antmaze-medium*", ANTMAZE | {"lambd": 0.025}),
-    ("antmaze-large*", ANTMAZE | {"lambd": 0.025, "online_discount": 0.995}),
+    ("antmaze?medium*", ANTMAZE | {"lambd": 0.025}),
+    ("antmaze?large*", ANTMAZE | {"lambd": 0.025, "online_discount": 0.995}),
     ("pen-*", HANDS),
     ("hammer-*", HANDS),
     ("door-*", HANDS),
@@ -329,18 +332,18 @@ class SPOT(nn.Module):
         s = self.standardize(batch["observations"])
         a = self.actor(s, args.dropout)
         q = self.critic.first(s, a)
-        neg_log_p = self.neg_log_density(s, a, args.estimate, args.num_samples).mean(1)
+        penalty = self.neg_log_density(s, a, args.estimate, args.num_samples).mean(1)
         online_updates = self.optimizers["critic"].step_count.squeeze() - args.num_updates
         progress = online_updates.clamp(min=0) / max(1, args.online_steps)
         lambd = args.lambd * (1 - progress).clamp(min=args.lambd_end)  # main_finetune.py
-        actor_loss = lambd * neg_log_p - q.mean(1) / q.detach().abs().mean(1)
+        actor_loss = lambd * penalty - q.mean(1) / q.detach().abs().mean(1)
         minimize(self.optimizers["actor"], actor_loss)
         update_target(self.critic_target, self.critic, args.polyak)
         update_target(self.actor_target, self.actor, args.polyak)
         return statistics | {
             "loss/actor": actor_loss,
-            "neg_log_p": neg_log_p,
-            "lambda": lambd.expand_as(neg_log_p),
+            "penalty": penalty,
+            "lambda": lambd.expand_as(penalty),
         }
 
 

@@ -22,7 +22,7 @@ Q. Offline nothing does, and the smaller of two guesses is a guess, too. td3_bc.
 (3), which keeps pi near the data.
 
 The authors' code (github sfujim/TD3 @ 34770cc) is newer than their paper, and we have its settings:
-wider layers, batches of 256 instead of 100, slower learning, and 25,000 random steps instead of
+narrower layers, batches of 256 instead of 100, slower learning, and 25,000 random steps instead of
 1,000 (10,000 for HalfCheetah and Ant).
 In these points we differ from it:
 - sigma, c and the noise of (4) are relative to half the range of each action's dimension, because

@@ -23,8 +23,8 @@ The authors' code (github sfujim/TD3_BC @ 8791ad7) does more than the formulas s
 - (4) is computed from the transitions that D4RL's qlearning_dataset returns, and used in evaluation
   too. The rewards stay as they are.
 - On AntMaze, (4) is left out, as the authors say (issue 2). They keep the rewards 0 and 1, where
-  CORL subtracts 1. Issue 4 reports lower scores that were measured with (4): the code takes the
-  text "False" for true.
+  CORL subtracts 1. Issue 4 reports lower scores. They were measured with (4), because the code
+  takes the text "False" of its option for true.
 In two points we differ:
 - sigma and c are relative to half the range of each action's dimension, because all actions are
   scaled to [-1, 1].
@@ -123,7 +123,7 @@ class Args:
 # Published settings (main.py; for AntMaze issue 2 of the authors' code). The first row applies
 # whose pattern matches the dataset.
 SETTINGS = [
-    ("antmaze-*", {"alpha": 2.5, "normalize": False}),
+    ("antmaze*", {"alpha": 2.5, "normalize": False}),
     ("*", {"alpha": 2.5, "normalize": True}),
 ]
 

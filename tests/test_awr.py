@@ -73,7 +73,7 @@ def test_losses_are_the_closed_forms(weights, clip):
             "value": v.mean(),
             "loss/policy": (-weight * log_pi + 5 * beyond).mean(),
             "weight": weight.mean(),
-            "weight_max": weight.max(),
+            "largest_weight": weight.max(),
         }
         assert expected.keys() == found.keys()
         for name, number in expected.items():

@@ -128,7 +128,7 @@ def test_losses_are_the_closed_forms(estimate, num_samples, dropout):
             "loss/critic": sum(((x - target) ** 2).mean() for x in q),
             "loss/actor": 0.7 * support - pi_q.mean() / abs(pi_q).mean(),
             "loss/vae": density_loss(agent, n, s, a, z, "elbo").mean(),
-            "neg_log_p": support,
+            "penalty": support,
             "value": np.mean(q),
             "lambda": 0.7,
         }
