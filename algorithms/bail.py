@@ -6,10 +6,10 @@ V(s) is about the best that the data ever got from s on. An action whose return 
 a good one in s, and the best quarter is cloned. Unlike %BC (see bc.py), which takes whole episodes,
 BAIL also finds the good part of a bad episode. It never values an action that nobody took.
 
-    (1) return    G_t = r_t + gamma G_t+1
+    (1) return    G_t = r_t + gamma G_(t+1)
     (2) envelope  min  E_(s,G)  (V(s) - G)^2 (1{V(s) >= G} + K 1{V(s) < G})  +  lambda/2 |w|^2
     (3) nearness  ratio: G / V(s),    margin: G - V(s)
-    (4) clone     min  E_(s,a)  |a - pi(s)|^2,    over the rows with the largest (3)
+    (4) clone     min  E_(s,a)  |a - pi(s)|^2 / dim(a),    over the rows with the largest (3)
 
 K is large, so V would rather lie far above many returns than below one; lambda keeps its weights w
 small, so it cannot bend around each single return. A fifth of the rows is held out of (2). The
@@ -20,15 +20,15 @@ weights of V that serve these rows best, by (2), are the ones that select.
 Where time ended an episode, it would have gone on, so G goes on, too: with the rewards that follow
 the row whose state is nearest to the last one. In an episode of the rows 0, ..., T that is
 
-    (5) G_t + gamma^(T-t+1) (r_m + gamma r_m+1 + ... + gamma^(t-1) r_m+t-1),    m <= T - t + 1
+    (5) G_t + gamma^(T-t+1) (r_m + gamma r_(m+1) + ... + gamma^(t-1) r_(m+t-1)),    m <= T - t + 1
 
 where m is the nearest of those that are followed by enough rewards, so that each sum has T + 1.
 
 As in the authors' code (github lanyavik/BAIL @ ca1cbc6), lambda is Adam's L2 weight decay of
 PyTorch, V's last layer begins small, and observations stay as they are. In these points we differ:
 - Their code is to keep the best weights of V, but keeps a reference to the current ones. So static
-  selects by the last weights. Progressive selects by those of the last validation that was worse
-  than another; before such a one, by an untrained network.
+  selects by the last weights. Progressive copies V when a validation is worse than the best before
+  it, and selects by the last copy; until then, by an untrained network.
 - They go through the training rows in batches of 800, for 50 epochs. We draw batches of 1,000, of
   which a fifth is held out, and --envelope-updates is 50 epochs of their million rows.
 - The held-out rows are the same in all runs, and not among them is that of the largest return. In
@@ -143,7 +143,8 @@ SELECTIONS = [
     ("halfcheetah*", "ratio"),
     ("hopper*", "ratio"),
     ("walker2d*", "ratio"),
-    ("humanoid*", "ratio"),
+    ("humanoid", "ratio"),
+    ("humanoid-*", "ratio"),
     ("ant", "ratio"),
     ("ant-*", "ratio"),
     ("*", "margin"),  # ours
@@ -534,6 +535,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1229,8 +1233,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1245,7 +1249,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1258,7 +1263,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1266,7 +1271,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

@@ -17,7 +17,7 @@ both, which may be neither. Three policies hold several modes (benchmarks/studie
 
     (5) mixture        max  E_(s,a)  log sum_k w_k(s) N(a; m_k(s), diag(sigma_k^2))
     (6) categorical    max  E_(s,a)  sum_d log p_d(bin of a_d | s), the range of each a_d in bins
-    (7) diffusion      min  E_(s,a,t,e)  |e - e_theta(sqrt(b_t) a + sqrt(1 - b_t) e, t, s)|^2
+    (7) diffusion      min  E_(s,a,t,e)  |e - e_theta(sqrt(b_t) a + sqrt(1 - b_t) e, t, s)|^2 / |A|
 
 In (7) e is Gaussian noise and b_t falls to 0 as t grows. A network that knows the noise draws an
 action from nothing but noise, taking some of it away in each of T steps (Ho et al., 2020). (5) acts
@@ -39,13 +39,13 @@ In these points we differ from both:
 - (2) has an unsquashed mean, as POR's policy, and one standard deviation per dimension. It acts by
   the mean. (5) is the same with K components.
 - (7) has the noise schedule of Diffusion-QL (github Zhendong-Wang/Diffusion-Policies-for-Offline-RL
-  @ d871f5c, agents/) and, as there, bounds the action at every step. Its network is one more layer
-  of 256, with ReLU, and takes t as one of T inputs that is 1.
+  @ d871f5c, agents/) and, as there, bounds the action at every step. Its network has one more layer
+  of 256, and ReLU. It takes t as T inputs, of which the t-th is 1.
 - A last episode without an end has no return. It ranks last, which only 100 % reaches.
 And from CORL in these:
-- Episodes end where the file says so. CORL also cuts every 1000 rows, of which its loader leaves
-  999 where time is up. So each cut comes a row later, and after 500 such episodes it ranks halves
-  of two.
+- Episodes end where the file says so. CORL's loader drops the last row where time is up, so that
+  999 are left, and then cuts every 1000. So each cut comes one row later, and after 500 such
+  episodes it ranks halves of two.
 - The last row of an episode that time ended is used, because cloning asks for no next state.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
@@ -573,6 +573,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1262,8 +1265,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1278,7 +1281,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1291,7 +1295,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1299,7 +1303,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

@@ -32,7 +32,8 @@ settings, they differ in three points:
 - The noise of pi's samples in (5) is clipped to [-0.5, 0.5] in the original.
 Both do more than the formulas say, and so do we:
 - Actions are tanh(x). Distances are measured between x, because the tanh hides them at the bounds.
-- The VAE's z is clipped to [-0.5, 0.5] where X is drawn. Means over dimensions stand in (1).
+- The VAE's z is clipped to [-0.5, 0.5] where X is drawn. In (1), the error and the KL are means
+  over dimensions, not sums.
 - log alpha stays within [-5, 10]. Observations and rewards stay as they are.
 In these points we differ:
 - alpha starts at 1, as in the retuned code; the original draws it. The std of pi has the bounds
@@ -40,11 +41,12 @@ In these points we differ:
   of Q, as in the original.
 - The paper's Q-functions are an ensemble whose spread is subtracted. The authors advise against it
   (README of the original), so it is left out.
-- The retuned code asks pi before Q has stepped, but lets Q step before the gradient is taken, which
-  newer versions of PyTorch refuse. We let Q step first, as the original.
+- The retuned code computes pi's loss, then steps Q, then takes the loss's gradient. Newer versions
+  of PyTorch refuse this. We step Q first, as the original does.
 - At an episode's end by time, the next state is the true one where the data know it. The retuned
   code takes every time limit for 1000, and leaves out that step; the original takes the next
-  episode's first state. Both use 2,000,000 rows at most, we use all.
+  episode's first state. Both use 2,000,000 rows at most, the original 1,000,000 in mazes and of
+  cloned and human data; we use all.
 
 benchmarks/studies/support shows in a grid world why support and not distribution.
 benchmarks/studies/regimes compares BEAR with others on random, medium and optimal data.
@@ -576,6 +578,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1265,8 +1270,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1281,7 +1286,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1294,7 +1300,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1302,7 +1308,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

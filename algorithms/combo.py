@@ -1,4 +1,4 @@
-"""COMBO: Conservative Offline Model-Based Policy Optimization (Yu et al., 2021; arXiv 2102.08363)
+"""COMBO: Conservative Offline Model-Based Policy Optimization (Yu et al.; NeurIPS 2021; 2102.08363)
 
 MOPO lowers the reward where its model doubts, but a model's doubt is a poor guess of its errors.
 COMBO needs no guess. It trusts the model's rewards, and bends Q as CQL does: Q is pushed down in
@@ -37,7 +37,7 @@ yihaosun1124/OfflineRL-Kit @ e3ce697), for D4RL's v2 files. In these points we d
 - Actions lie in [-1, 1], and are not standardised. Observations are.
 - All losses see the networks as they were before the update.
 - A HalfCheetah never ends, and a Walker2d not because a number is large. There, both do beyond 100.
-  In its rule for Hopper, the absolute value is that of a comparison.
+  Its rule for Hopper takes abs(x < 100), which bounds x from above only.
 - The last step before a timeout is used if its next state is known. There, it is left out.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
@@ -130,7 +130,7 @@ class Args:
     rollout_length: int | None = None  # steps of pi in the model
     rollouts: int = 50_000  # rollouts per round and agent
     rollout_every: int = 1_000  # updates between rounds
-    retain: int = 5  # rounds whose rows are kept
+    retain: int = 5  # rounds of full rollouts for whose rows there is room
     real_ratio: float = 0.5  # share of the data's rows in a batch: f
     rollout_policy: Literal["policy", "uniform"] = "policy"  # who acts in the model
     # --- COMBO (None: the dataset's row in SETTINGS) ---
@@ -468,7 +468,7 @@ class COMBO(nn.Module):
         statistics = {
             "loss/model": likelihood_loss,
             "holdout/all": self.error.mean(1),
-            "holdout/elites": self.best_error.gather(1, self.elites).mean(1),
+            "holdout/elites": self.error.gather(1, self.elites).mean(1),
         }
         if self.end is not None:
             end_loss = F.binary_cross_entropy_with_logits(
@@ -840,6 +840,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1529,8 +1532,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1545,7 +1548,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1558,7 +1562,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1566,7 +1570,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

@@ -34,6 +34,8 @@ the same, with different settings (`--recipe`). As they do:
 - Fine-tuning (`--online-steps`) keeps the losses. This is CORL's; young-geng has none. On Adroit's
   cloned data, CORL fine-tunes with `--min-gap -200 --max-backup True --normalize False`.
 In these points we differ:
+- The last step before a timeout is used where its next state is known. D4RL's qlearning_dataset,
+  which they use, leaves it out.
 - CORL's log_prob does not look at the actions it is given, so its warm start clones nothing. Ours,
   `--bc-updates`, clones the recorded actions first, clipped to 0.999 as young-geng clips them.
 - CORL's offline script builds five hidden layers for one Q and three for the other on AntMaze. We
@@ -139,9 +141,7 @@ class Args:
     policy_lr: float | None = None  # learning rate of pi and of the temperature
     policy_layers: int | None = None  # hidden layers of pi
     critic_layers: int | None = None  # hidden layers of Q
-    log_std_factor: float | None = (
-        None  # initial factor of pi's log std; 0: at first the same everywhere
-    )
+    log_std_factor: float | None = None  # first factor of pi's log std; 0: the same everywhere
     normalize: bool | None = None  # standardise the observations
     scale_rewards: bool | None = None  # scale the rewards to returns that span 1000
     online_steps: int = 0  # environment steps of online fine-tuning, one update per step
@@ -759,6 +759,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1448,8 +1451,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1464,7 +1467,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1477,7 +1481,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1485,7 +1489,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

@@ -27,7 +27,7 @@ The expert is a file of weights (--expert): `fc0.weight`, `fc0.bias`, `fc1...`, 
 benchmarks/datasets/behavior. Its action is the tanh of its mean. --env is a Gymnasium id; then
 round 0 takes --steps-per-round steps of the expert, the same for all agents. If it is a dataset,
 round 0 has its states, and the expert's answers in them.
-With each evaluation, the data of agent 0 are written to dataset-agent0.hdf5 in the run's folder.
+With each evaluation, the data of agent i are written to dataset-agent<i>.hdf5 in the run's folder.
 It has D4RL's layout, so bc.py and others that clone can read it by --dataset-file. `actions` are
 the expert's, but rewards and later states come from `taken_actions`. So it is not made for scripts
 that learn values.
@@ -124,7 +124,7 @@ class Args:
     take_over: float = 0.3  # distance above which the human takes over; ours
     hand_back: float = 0.1  # distance below which the human hands back; ours
     updates_per_round: int = 1_000  # gradient updates on the data so far; ours
-    steps_per_round: int = 2_000  # steps of every agent that a round adds; ours
+    steps_per_round: int = 2_000  # steps of every agent that a round takes; ours
     lr: float = 3e-4  # learning rate
     hidden: int = 256  # hidden units of the policy
 
@@ -389,7 +389,7 @@ def collect(run: "Run", expert: Expert, envs: list[gym.Env], number: int) -> dic
         run.buffer.add({key: torch.as_tensor(column) for key, column in step.items()})
         expert_acts = expert_acts & ~ended
     own_error, acted, added = torch.as_tensor(sums / args.steps_per_round)
-    return {"error/own_states": own_error, "share/expert_acts": acted, "share/in_data": added}
+    return {"error/visited": own_error, "share/expert_acts": acted, "share/in_data": added}
 
 
 def act_in_all(run: "Run", envs: list[gym.Env], actions, numbers: tuple[int, int]) -> tuple:
@@ -622,6 +622,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1311,8 +1314,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1327,7 +1330,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1340,7 +1344,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1348,7 +1352,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

@@ -8,7 +8,7 @@ more than it doubts.
 
     (1) model    min  E  sum_i  -log N(s' - s, r; mu_i(s,a), sigma_i(s,a)^2),        i = 1, ..., 7
     (2) step     s + ds, r ~ N(mu_i(s,a), sigma_i(s,a)^2),  i random among the five best networks
-    (3) reward   r - lambda max_i |sigma_i(s,a)|,  where all seven doubt
+    (3) reward   r - lambda max_i |sigma_i(s,a)|,  over all seven, not only the best
     (4) target       y = r + gamma (min_j Q'_j(s', a') - alpha log pi(a'|s')),       a' ~ pi(.|s')
     (5) critic       min  E  (y - Q_j(s, a))^2,                                      j = 1, 2
     (6) policy       min  E  alpha log pi(a~|s) - min_j Q_j(s, a~),                  a~ ~ pi(.|s)
@@ -27,20 +27,20 @@ so. `--termination learned` does this for all.
 Networks and losses are those of the authors (github tianheyu927/mopo @ e5efe3e). They tuned for
 D4RL's v0 files. For v2, lambda, the rollouts' length and the learning rates are those of
 OfflineRL-Kit (github yihaosun1124/OfflineRL-Kit @ e3ce697), which decays pi's. In these points we
-differ from both:
+differ from one or both:
 - All networks of an agent learn from the same batches. Theirs see bootstrap samples of their own,
   and begin with truncated normal weights and no biases, ours with PyTorch's.
 - Actions lie in [-1, 1], and are not standardised. Observations are.
 - Rows whose next state belongs to another episode stay out of (1). The authors learn from them.
   OfflineRL-Kit leaves out the last step before a timeout; we use it if its next state is known.
 - All losses of SAC see the networks as they were before the update, as in sac.py.
-- In their rule for Hopper, the absolute value is that of a comparison. Ours is compared with 100.
+- Their rule for Hopper takes abs(x < 100), which bounds x from above only. Ours is abs(x) < 100.
 - The entropy aims at -|A|, as in OfflineRL-Kit, not at -3. We have neither its upper bound 1 of
   alpha nor its rule that a HalfCheetah or a Walker2d ends beyond 100.
 
-The rows of the last five rounds of rollouts are kept, on the device: on Hopper, a million rows of
-an agent take 108 MB, on HalfCheetah 168 MB. They are part of the checkpoint, so saving takes twice
-as much again for a moment. If they do not fit into memory, the run ends before it begins.
+There is room for the rows of five rounds of full rollouts, on the device: on Hopper, a million rows
+of an agent take 108 MB, on HalfCheetah 168 MB. They are part of the checkpoint, so saving takes
+twice as much again for a moment. If they do not fit into memory, the run ends before it begins.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream and the held out rows, so seed 3 alone is another run than seed 3 of five.
@@ -132,7 +132,7 @@ class Args:
     rollout_length: int | None = None  # steps of pi in the model
     rollouts: int = 50_000  # rollouts per round and agent
     rollout_every: int = 1_000  # updates between rounds
-    retain: int = 5  # rounds whose rows are kept
+    retain: int = 5  # rounds of full rollouts for whose rows there is room
     real_ratio: float = 0.05  # share of the data's rows in a batch
     # --- MOPO (None: the dataset's row in SETTINGS) ---
     penalty: float | None = None  # lambda
@@ -464,7 +464,7 @@ class MOPO(nn.Module):
         statistics = {
             "loss/model": likelihood_loss,
             "holdout/all": self.error.mean(1),
-            "holdout/elites": self.best_error.gather(1, self.elites).mean(1),
+            "holdout/elites": self.error.gather(1, self.elites).mean(1),
         }
         if self.end is not None:
             end_loss = F.binary_cross_entropy_with_logits(
@@ -811,6 +811,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1500,8 +1503,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1516,7 +1519,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1529,7 +1533,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1537,7 +1541,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

@@ -1,11 +1,11 @@
 """PPO: Proximal Policy Optimization (Schulman et al., 2017; arXiv 1707.06347)
 
 A step of the policy gradient needs new data from the new policy. PPO takes many steps on the same
-data, and makes sure that the policy stays near the one that acted: once an action is 20 % more or
-less likely than it was, in the direction that its advantage wants, the gradient of its row is zero.
-Then new data are made, and the old ones are thrown away.
+data, and takes away the reason to move far from the policy that acted: once an action is 20 % more
+or less likely than it was, in the direction that its advantage wants, the gradient of its row is
+zero. Then new data are made, and the old ones are thrown away.
 
-    (1) advantage  A_t = d_t + gamma lambda A_t+1,    d_t = r_t + gamma V(s_t+1) - V(s_t)
+    (1) advantage  A_t = d_t + gamma lambda A_(t+1),    d_t = r_t + gamma V(s_(t+1)) - V(s_t)
     (2) policy     max  E  min(w A, clip(w, 1 - eps, 1 + eps) A) + c H,    w = pi(a|s) / pi_old(a|s)
     (3) value      min  E  max((V(s) - R)^2, (V_clip(s) - R)^2) / 2,       R = A + V_old(s)
     (4) action     a ~ pi(.|s),  in evaluations the likeliest one
@@ -25,16 +25,16 @@ ppo_continuous_action.py, and ppo.py for discrete actions):
   actions are alike.
 - One Adam, eps 1e-5, for pi and V; its learning rate falls linearly to 0; the gradient of both
   together has at most norm 0.5.
-- A is standardised in each batch.
+- A is standardised in each batch, and (3) clips V, too.
 - Where actions are real numbers: observations are standardised by their running moments, rewards
   divided by the running deviation of the discounted return, and both cut off at 10.
 - The environment clips actions to their bounds, but pi(a|s) is that of a itself.
 In these points we differ:
 - Actions are scaled to [-1, 1], and pi's first deviation is 1 in these units. Theirs is 1 in the
-  environment's; its bounds are others than 1 in Humanoid and InvertedPendulum.
+  environment's; its bounds are others than 1 in, for example, Humanoid and InvertedPendulum.
 - A time limit is no terminal state: d_t asks V for the state in which time was up. Theirs takes 0.
-- The running return begins anew with each episode. Theirs forgets the past one step earlier, and
-  only at terminal states.
+- The running return begins anew with each episode. Theirs drops the past one step earlier, in the
+  terminal step itself, and does not drop it at a time limit.
 - pi acts at its mean in evaluations. They report the returns of the training itself.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products, each in
@@ -325,7 +325,7 @@ class PPO(nn.Module):
             "loss/value": value_loss,
             "entropy": entropy.mean(1),
             "kl": (log_ratio.exp() - 1 - log_ratio).mean(1),
-            "clipped": ((log_ratio.exp() - 1).abs() > args.clip).float().mean(1),
+            "outside_clip": ((log_ratio.exp() - 1).abs() > args.clip).float().mean(1),
         }
 
 
@@ -691,6 +691,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1384,8 +1387,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1400,7 +1403,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1413,7 +1417,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1421,7 +1425,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

@@ -6,7 +6,7 @@ number, what each remaining step earns (RvS-R), or a place that is reached (RvS-
 cloning (see bc.py) with one more input, as the Decision Transformer is (see dt.py). But two layers
 take the place of the transformer, and the paper finds that they do as well, if they are wide.
 
-    (1) RvS-R  w_t = (r_t + r_(t+1) + ... + r_T) / (H - t)    of H steps at most, t have passed
+    (1) RvS-R  w_t = (r_t + r_(t+1) + ... + r_T) / (H - t)    H: most steps of an episode
     (2) RvS-G  w_t = (x, y) at a random later step of the episode
     (3) loss   min E -log pi(a_t | s_t, w_t)
     (4) action a_t = the mean of pi(a | s_t, w), with the same w in all steps of an episode
@@ -34,7 +34,7 @@ In these points we differ:
   episodes, and also evaluate the weights that had the least loss there.
 - RvS-G is for AntMaze alone. They use its version 0, where all episodes of a run have one goal, and
   they have RvS-G for other tasks, too.
-Their 2,000 epochs on Gym-MuJoCo are as many updates as stand in SETTINGS, on D4RL's files.
+SETTINGS counts updates: on D4RL's Gym-MuJoCo files, these are the authors' 2,000 epochs.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products. They share
 one random stream, so seed 3 alone is another run than seed 3 of five.
@@ -431,6 +431,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1137,8 +1140,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1153,7 +1156,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1166,7 +1170,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1174,7 +1178,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

@@ -1,11 +1,12 @@
 """TRPO: Trust Region Policy Optimization (Schulman et al., ICML 2015; arXiv 1502.05477)
 
-What is learned from the steps of one policy holds for policies like it. TRPO makes that exact: of
-all policies whose mean KL divergence from the one that acted is at most max_kl, take the best. For
-small steps, the KL divergence is a quadratic form, whose matrix is Fisher's F; so the best step is
-the natural gradient, F^-1 times the gradient, as long as the bound allows. Then new data are made.
+What is learned from the steps of one policy holds for policies like it. TRPO says how alike: of all
+policies whose mean KL divergence from the one that acted is at most max_kl, take the best. For
+small steps, the KL divergence is a quadratic form, whose matrix is Fisher's F. So the best step is
+along the natural gradient, F^-1 times the gradient, and the bound sets its length. Then new data
+are made.
 
-    (1) advantage  A_t = d_t + gamma lambda A_t+1,    d_t = r_t + gamma V(s_t+1) - V(s_t)
+    (1) advantage  A_t = d_t + gamma lambda A_(t+1),    d_t = r_t + gamma V(s_(t+1)) - V(s_t)
     (2) policy     max  E  w A  with  E KL(pi_old || pi) <= max_kl,    w = pi(a|s) / pi_old(a|s)
     (3) direction  x = (F + damping I)^-1 g,    g the gradient of (2)
     (4) step       x sqrt(2 max_kl / x'(F + damping I)x), shortened until (2) holds and E w A rises
@@ -23,10 +24,13 @@ progress bar and the curves count V's updates: 160 of them are 2,048 steps. TRPO
 so `--env` is a Gymnasium id.
 
 The settings are those of SB3-Contrib (github Stable-Baselines-Team/stable-baselines3-contrib @
-01c2dfd, trpo.py), and max_kl is the paper's, too. Networks, standardised observations and
-advantages, scaled rewards and rollouts are as in ppo.py. A time limit is no terminal state. In two
-points we differ from SB3-Contrib: its KL is a mean over the action's dimensions, too, which makes
-its bound |A| times as wide as the paper's and ours, and its Adam has eps 1e-5.
+01c2dfd, trpo.py), and max_kl is the paper's, too. A is standardised over the whole rollout, as
+there. In these points we differ from it:
+- Its KL is KL(pi || pi_old), and a mean over the action's dimensions, too. So its bound is |A|
+  times as wide as the paper's, which is ours.
+- Networks, standardised observations, scaled rewards and rollouts are as in ppo.py. A time limit is
+  no terminal state.
+- Its Adam has eps 1e-5.
 
 `--num-seeds 5` trains five independent agents in one process as batched matrix products, each in
 environments of its own. They share one random stream, so seed 3 alone is another run than seed 3 of
@@ -711,6 +715,9 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_min = ref_min
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
+        if name.startswith("antmaze") and "timeouts" in data:
+            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
         data = read_hdf5(file)
@@ -1404,8 +1411,8 @@ class Adroit(gym.Wrapper):
     """D4RL's hand tasks: those of Gymnasium-Robotics with D4RL's reward and its end of pen.
 
     In door, hammer and relocate gymnasium-robotics 1.4.2 adds 0.1 times the palm's distance to what
-    it must reach; D4RL subtracts it. `binary` is the reward with which AWAC and IQL are fine-tuned:
-    0 after success, else -1.
+    it must reach; D4RL subtracts it. `binary` is the task with which AWAC and IQL are fine-tuned:
+    the reward is 0 after success, else -1, and a dropped pen ends nothing.
     """
 
     def __init__(self, hand: str, binary: bool = False, **kwargs):
@@ -1420,7 +1427,8 @@ class Adroit(gym.Wrapper):
         obs, reward, terminated, truncated, info = super().step(action)
         env = self.unwrapped
         if self.hand == "pen":
-            terminated = bool(env.data.xpos[env.obj_body_id, 2] < 0.075)  # it was dropped
+            dropped = env.data.xpos[env.obj_body_id, 2] < 0.075
+            terminated = bool(dropped and not self.binary)
         elif self.hand == "door":
             palm, aim = env.data.site_xpos[[env.grasp_site_id, env.handle_site_id]]
             reward -= 0.2 * np.linalg.norm(palm - aim)
@@ -1433,7 +1441,7 @@ class Adroit(gym.Wrapper):
 
 
 class Kitchen(gym.ObservationWrapper):
-    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations.
+    """D4RL's kitchen: that of Gymnasium-Robotics with D4RL's 60 observations and their noise.
 
     These are the positions of the arm (9) and of the objects (21), and the goal (30).
     """
@@ -1441,7 +1449,8 @@ class Kitchen(gym.ObservationWrapper):
     def __init__(self, tasks: list[str], **kwargs):
         from gymnasium_robotics.envs.franka_kitchen import kitchen_env as kitchen
 
-        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **kwargs))
+        noise = {"robot_noise_ratio": 0.1, "object_noise_ratio": 0.1}  # D4RL's
+        super().__init__(kitchen.KitchenEnv(tasks_to_complete=tasks, **noise, **kwargs))
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, (60,))
         self.goal = np.zeros(30)
         for task in tasks:

@@ -178,6 +178,19 @@ def test_pen_ends_when_it_is_dropped(por):
             heights.clear()
 
 
+def test_a_dropped_pen_does_not_end_the_binary_task(por):
+    """Else it would pay to drop it, because each step without success costs 1."""
+    env = gym.make("Adroit-pen-binary-v0")
+    env.action_space.seed(0)
+    env.reset(seed=0)
+    heights, cut = [], False
+    while not cut:
+        *_, terminated, cut, _ = env.step(env.action_space.sample())
+        assert not terminated
+        heights.append(env.unwrapped.data.body("Object").xpos[2])
+    assert min(heights) < 0.075 and len(heights) == 100
+
+
 @pytest.mark.parametrize("hand", HANDS)
 def test_a_binary_reward_is_0_after_success(por, hand, monkeypatch):
     env = por.Adroit(hand, binary=True)
@@ -218,6 +231,9 @@ def test_the_kitchen_shows_positions_and_the_goal(por, kitchen):
     assert obs.shape == (60,) and gym.spec("Kitchen-mixed-v0").max_episode_steps == 280
     qpos = env.unwrapped.data.qpos
     np.testing.assert_allclose(obs[:30], qpos, atol=0.05)  # with noise of the sensors
+    assert (
+        np.abs(obs[:9] - qpos[:9]).max() > 0.002
+    )  # gymnasium-robotics' default is a tenth of D4RL's
     # d4rl/kitchen/kitchen_envs.py
     goal = np.zeros(30)
     goal[[11, 12]], goal[[17, 18]], goal[22] = (-0.88, -0.01), (-0.69, -0.05), -0.75
@@ -270,6 +286,27 @@ def test_files_of_d4rls_form(por, isolated, kitchen, monkeypatch, capsys, name, 
     np.testing.assert_array_equal(data["rewards"].nonzero()[0], [4, 5, 17])  # not shifted
     unverified = f"no SHA-256 of {name} is known, so {path} is not verified"
     assert (unverified in capsys.readouterr().out) == (por.D4RL_SHA256[name] is None)
+
+
+@pytest.mark.parametrize(
+    "name, space, kept",
+    [("antmaze-umaze-v2", (29, 8), [4]), ("hopper-medium-v2", (11, 3), [4, 9])],
+)
+def test_antmaze_has_no_terminal_row_at_a_timeout(por, tmp_path, name, space, kept):
+    """Its mark would say that the next episode starts at the goal. D4RL drops the row."""
+    rng = np.random.default_rng(0)
+    rows = np.arange(30)
+    path = tmp_path / "rows.hdf5"
+    with h5py.File(path, "w") as file:
+        file["observations"] = rng.normal(size=(30, space[0])).astype(np.float32)
+        file["actions"] = rng.uniform(-1, 1, (30, space[1])).astype(np.float32)
+        file["rewards"] = np.isin(rows, [4, 9]).astype(np.float32)
+        file["terminals"] = np.isin(rows, [4, 9])
+        file["timeouts"] = rows % 10 == 9
+    data, _ = por.load_dataset(por.Args(env=name, dataset_file=str(path)))
+    np.testing.assert_array_equal(data["terminals"].nonzero()[0], kept)
+    np.testing.assert_array_equal(data["episode_end"].nonzero()[0], [4, 9, 19, 29])
+    assert not data["next_valid"][[9, 19]].any()
 
 
 def test_a_file_with_another_sum_is_refused(por, isolated):

@@ -357,7 +357,7 @@ def test_the_human_of_a_run_takes_over_and_hands_back_as_stated(main, short_env,
         for name in ("share/expert_acts", "share/in_data"):
             assert statistics[name][i].item() == pytest.approx(len(states) / 200)
         error = np.mean(np.square(distances))
-        assert statistics["error/own_states"][i].item() == pytest.approx(error, rel=0.01)
+        assert statistics["error/visited"][i].item() == pytest.approx(error, rel=0.01)
     assert len(happened) == 5 and min(happened.values()) >= 3, happened
 
 

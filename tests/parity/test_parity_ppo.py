@@ -124,7 +124,7 @@ def run_ours(case: dict, num_seeds: int = 1) -> dict:
                 rollout.shuffle()
                 rollout.order[last] = torch.as_tensor(orders[step // 4])
             statistics = agent.update(rollout.sample())
-            names = ("loss/policy", "loss/value", "entropy", "kl", "clipped")
+            names = ("loss/policy", "loss/value", "entropy", "kl", "outside_clip")
             losses = [statistics[name][last].item() for name in names]
             harness.note(result, step, losses, lambda: slots(agent, last), SNAPSHOTS)
             result["losses"][str(step)] = harness.shorten(losses)
