@@ -489,7 +489,7 @@ def load_dataset(args: Args) -> tuple[dict, Task]:
         task.ref_max = ref_max
         data = read_hdf5(file or download_d4rl(name))
         if name.startswith("antmaze") and "timeouts" in data:
-            # At a timeout, D4RL asks whether the next episode starts at the goal.
+            # D4RL's mark at a timeout says whether the next episode starts near the goal.
             data["terminals"][data["timeouts"] > 0] = 0
     elif file is not None:
         task = make_task(name, file, name)
