@@ -19,8 +19,8 @@ In (5), a_k are 30 actions, asked in s: 10 uniform ones, 10 of pi(.|s) and 10 of
 maximum over them is CQL's, and so are (4), (7) and (8). See cql.py. Without (5), `--weight 0`, and
 with entropy in (4), `--backup-entropy`, this is MBPO: SAC on a mixture of rows of data and model.
 
-A run has two phases. In the first, seven networks learn (1), until for five passes over the data
-none of them has become better on 1,000 rows that are held out. Each is kept as it was at its best.
+A run has two phases. In the first, seven networks learn (1), until for five passes over the data no
+network's squared error on 1,000 held-out rows has fallen by 1 %. Each is kept as it was at best.
 In the second, every 1,000 updates pi acts in the model, in 50,000 short rollouts that begin in
 states of the data; with `--rollout-policy uniform`, actions are uniform instead. See mopo.py, also
 for how the script knows when an episode ends, and for the memory that the rows of the model need:

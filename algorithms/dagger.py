@@ -35,7 +35,7 @@ that learn values.
 Round, mixture, schedules and data are those of imitation (github HumanCompatibleAI/imitation @
 e5ef188). In these points we differ:
 - They have a stochastic policy of 2 x 32 tanh units, and 4 epochs in batches of 32. We have bc.py's
-  policy and loss, and a fixed number of updates.
+  policy and loss, and a fixed number of updates. Observations are standardised as those of round 0.
 - A round has a number of steps, and its last episode is cut. They finish it, and take at least 3
   episodes and 500 steps.
 

@@ -14,8 +14,8 @@ more than it doubts.
     (6) policy       min  E  alpha log pi(a~|s) - min_j Q_j(s, a~),                  a~ ~ pi(.|s)
     (7) temperature  min  E  -log alpha (log pi(a~|s) - |A|)
 
-A run has two phases. In the first, seven networks learn (1), until for five passes over the data
-none of them has become better on 1,000 rows that are held out. Each is kept as it was at its best.
+A run has two phases. In the first, seven networks learn (1), until for five passes over the data no
+network's squared error on 1,000 held-out rows has fallen by 1 %. Each is kept as it was at best.
 The second is SAC, (4) to (7), from 5 % rows of the data and 95 % rows of the model: every 1,000
 updates pi acts in the model, in 50,000 short rollouts that begin in states of the data. They must
 be short, because a model's errors grow from step to step.
