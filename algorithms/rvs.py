@@ -6,7 +6,7 @@ number, what each remaining step earns (RvS-R), or a place that is reached (RvS-
 cloning (see bc.py) with one more input, as the Decision Transformer is (see dt.py). But two layers
 take the place of the transformer, and the paper finds that they do as well, if they are wide.
 
-    (1) RvS-R  w_t = (r_t + r_(t+1) + ... + r_T) / (H - t)    H: most steps of an episode
+    (1) RvS-R  w_t = (r_t + r_(t+1) + ... + r_T) / (H - t)    H: most steps; t: those so far
     (2) RvS-G  w_t = (x, y) at a random later step of the episode
     (3) loss   min E -log pi(a_t | s_t, w_t)
     (4) action a_t = the mean of pi(a | s_t, w), with the same w in all steps of an episode
